@@ -1,0 +1,190 @@
+"""What every job needs of Ray and of the terminal: a cluster that is large enough, progress, exit codes.
+
+Exit codes: 0 done, 1 the work failed, 2 it could not begin (options, data, checkpoint, cluster). `ray job submit` turns
+both failures into 1.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from jobs.config import ConfigError
+from matting.checkpoint import CheckpointError
+from matting.collection import DataError
+from matting.pairs import PairsError
+from matting.shards import ShardError
+from matting.storage import StorageError
+
+QUIET_SECONDS = 15  # between lines of progress where there is no terminal
+
+
+class ClusterError(Exception):
+    """The cluster cannot hold the job. The message says what it has, what is asked of it, and what to do."""
+
+
+class JobError(Exception):
+    """The work began and failed. The message says what happened and what to do."""
+
+
+CANNOT_BEGIN = (ConfigError, DataError, PairsError, ShardError, StorageError, CheckpointError, ClusterError)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a job's main, turning the errors that a user can act on into one paragraph and an exit code."""
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # the console tells what a user wants to know
+    try:
+        main(sys.argv[1:])
+    except CANNOT_BEGIN as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except JobError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def command() -> str:
+    """The command that runs now, to be pasted again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def start(cpus: float, reading: float, gpus: float, what: str) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
+
+    Args:
+        cpus: cores that the job holds while it runs.
+        reading: cores that one task needs beside them: without, the job would wait for ever.
+        gpus: that the job holds.
+        what: takes them, for the error message.
+
+    Raises:
+        ClusterError: it does not fit.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        found = ray.cluster_resources()
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
+        cores = os.cpu_count() or 1
+        found = {"CPU": float(cores), "GPU": 0.0}
+        if cpus <= cores:
+            # One logical core more than there are, for reading beside workers that hold them all.
+            ray.init(num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            found = ray.cluster_resources()
+    if cpus + reading > found.get("CPU", 0) or gpus > found.get("GPU", 0):
+        raise ClusterError(
+            f"{what} need {cpus:g} CPUs, {reading:g} for reading and {gpus:g} GPUs; the cluster has "
+            f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs. Ask for fewer, or add nodes."
+        )
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Carries what workers have to say to the driver."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def put(self, message: Any) -> None:
+        self._messages.put_nowait(message)
+
+    async def get(self) -> Any:
+        return await self._messages.get()
+
+
+class Console:
+    """The one voice of a job: lines and progress from the driver and from all its workers.
+
+    Ray would print everything that any of its processes logs; here only what a user wants to read appears, and the
+    rest stays in Ray's log files. Progress is a bar in a terminal, else a quiet line now and then. Use it in a
+    ``with``; workers that it is sent to may call :meth:`say` and :meth:`progress`.
+    """
+
+    def __init__(self, mailbox: Any = None) -> None:
+        self._mailbox = mailbox or _Mailbox.remote()
+
+    def __enter__(self) -> "Console":
+        self._thread = threading.Thread(target=self._print_messages, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._mailbox.put.remote(None)
+        self._thread.join()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Console, (self._mailbox,)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._mailbox.put.remote(line)
+
+    def progress(self, what: str, total: int, unit: str) -> "Progress":
+        """Begin to count ``unit`` up to ``total``."""
+        return Progress(self._mailbox, what, total, unit)
+
+    def _print_messages(self) -> None:
+        bar: tqdm[Any] | None = None
+        spoke = time.monotonic()
+        while (message := ray.get(self._mailbox.get.remote())) is not None:
+            if isinstance(message, str):
+                tqdm.write(message, file=sys.stdout)
+                sys.stdout.flush()
+            elif sys.stderr.isatty():
+                if bar is None or bar.desc != f"{message.what}: ":
+                    bar = tqdm(desc=message.what, total=message.total, unit=f" {message.unit}", leave=False)
+                bar.update(message.done - bar.n)
+            elif time.monotonic() - spoke > QUIET_SECONDS:
+                spoke = time.monotonic()
+                print(message.line(), flush=True)
+        if bar is not None:
+            bar.close()
+
+
+@dataclass(frozen=True)
+class _Done:
+    what: str
+    done: int
+    total: int
+    unit: str
+    seconds: float
+
+    def line(self) -> str:
+        """It in words."""
+        form = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
+        return tqdm.format_meter(
+            self.done, self.total, self.seconds, prefix=self.what, unit=f" {self.unit}", bar_format=form
+        )
+
+
+class Progress:
+    """Counts up to a total; tells the console at most once a second."""
+
+    def __init__(self, mailbox: Any, what: str, total: int, unit: str) -> None:
+        self._mailbox, self._what, self._total, self._unit = mailbox, what, total, unit
+        self._done = 0
+        self._began = self._told = time.monotonic()
+
+    def update(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._told >= 1 or self._done == self._total:
+            self._told = now
+            self._mailbox.put.remote(_Done(self._what, self._done, self._total, self._unit, now - self._began))
+
+
+def absolute(uri: str) -> str:
+    """A local folder as an absolute path: workers have another working directory. URIs stay as they are."""
+    return uri if "://" in uri else str(Path(uri).absolute())

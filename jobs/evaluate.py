@@ -1,0 +1,239 @@
+"""Score a checkpoint, or mattes that any other system made, against true mattes at their own size.
+
+    1. pairs of a split                                     driver
+    2. decode, predict (or read the prediction), six        actors, some pairs at a time
+       metrics of every picture
+    3. per_image.parquet, metrics.json, report.html         driver -> <output>/
+
+A picture that has no prediction is an error, never left out of the mean.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from jobs import cluster, config
+from matting import checkpoint, images, report, storage
+from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs
+from matting.metrics import METRICS, MetricSums, image_metrics
+from matting.predictor import Predictor
+
+TASK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score predictions against true mattes.
+
+    Args:
+        data: URI of raw or packed pairs, or "synthetic"; several with commas between.
+        output: URI of the folder for the results.
+        checkpoint: URI of a checkpoint folder to score.
+        predictions: in its place, URI of a folder of mattes <key>.png or <key without suffix>.png.
+        split: to score, or "all".
+        layout: folder rule of raw pairs: aisegment, p3m, ppm, folders, manifest; "auto" looks.
+        split_seed: of the 80/10/10 split by subject, as in training.
+        synthetic_pairs: people to draw for "synthetic", as in training.
+        max_unpaired_fraction: of files without a partner, above which to refuse the data.
+        max_rejected_fraction: of pairs that cannot be decoded, above which to fail.
+    """
+
+    data: str
+    output: str
+    checkpoint: str | None = None
+    predictions: str | None = None
+    split: Literal["train", "val", "test", "all"] = "test"
+    layout: str = "auto"
+    split_seed: int = 0
+    synthetic_pairs: int = 2500
+    max_unpaired_fraction: float = 0.01
+    max_rejected_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.predictions is None):
+            raise ValueError("give either --checkpoint or --predictions")
+
+
+class CheckpointAlphas:
+    """Alphas that a checkpoint predicts."""
+
+    def __init__(self, loaded: checkpoint.Checkpoint) -> None:
+        self._predictor = Predictor(loaded)
+
+    def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
+        """alpha_HW."""
+        return self._predictor.alphas([image_HWC])[0]
+
+
+class FileAlphas:
+    """Alphas that some other system left in files."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the key is enough
+        """alpha_HW, of whatever size the file has. Raises BadImage if there is none, or it is not a matte."""
+        names = (f"{key}.png", f"{key.rpartition('.')[0]}.png")
+        for name in names:
+            try:
+                return images.decode_alpha(storage.read_bytes(storage.join(self._uri, name)))
+            except storage.NotFoundError:
+                continue
+        raise images.BadImage(f"no prediction; looked for {' and '.join(names)}")
+
+
+Alphas = CheckpointAlphas | FileAlphas
+
+
+def main(argv: Sequence[str]) -> None:
+    """Score, and leave the results."""
+    options = config.parse(EvaluateConfig, argv)
+    alphas: Alphas
+    if options.checkpoint:
+        loaded = checkpoint.load(cluster.absolute(options.checkpoint))
+        alphas, source = CheckpointAlphas(loaded), f"{options.checkpoint}, SHA-256 {loaded.identity[:16]}…"
+    else:
+        predictions = cluster.absolute(str(options.predictions))
+        storage.list_files(predictions)  # an empty or missing place is an error at once
+        alphas, source = FileAlphas(predictions), predictions
+    pairs = open_pairs(
+        options.data,
+        PairOptions(options.layout, options.split_seed, options.max_unpaired_fraction, options.synthetic_pairs),
+    )
+    splits = SPLITS if options.split == "all" else (options.split,)
+    total = sum(pairs.counts()[split] for split in splits)
+    if not total:
+        raise DataError(f"{options.data} has no pairs in split '{options.split}': {pairs.counts()}.")
+    output = cluster.absolute(options.output)
+    storage.check_writable(output)
+    cluster.start(cpus=1, reading=1, gpus=0, what="One scoring actor")
+    with cluster.Console() as console:
+        progress = console.progress("scoring", total, "pictures")
+        scored = []
+        for split in splits:
+            for row in score(pairs.splits[split], alphas):
+                scored.append({**row, "split": split})
+                progress.update(1)
+    rejected = {row["key"]: row["rejected"] for row in scored if row["rejected"]}
+    unpredicted = {row["key"]: row["unpredicted"] for row in scored if row["unpredicted"]}
+    if len(rejected) > options.max_rejected_fraction * total:
+        raise cluster.JobError(
+            f"{len(rejected)} of {total} pairs cannot be used, more than --max_rejected_fraction allows. "
+            f"The first: {some(rejected)}. Mend or remove them, or allow more."
+        )
+    if unpredicted:
+        raise cluster.JobError(
+            f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(unpredicted)}. A mean without "
+            "them would flatter, so there is none. Predict them, or correct --predictions."
+        )
+    leave_results(options, pairs, output, alphas, source, [row for row in scored if not row["rejected"]], rejected)
+
+
+def some(reasons: Mapping[str, str]) -> str:
+    """The first few, for an error message."""
+    return "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:5])
+
+
+def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
+    """Every row's key and metrics, or why it has none, as they come."""
+    tasks = -(-len(rows) // TASK_ROWS)
+    actors = max(1, min(tasks, int(ray.cluster_resources()["CPU"]) - 1))  # one CPU stays for the list of numbers
+    dataset = ray.data.range(len(rows), override_num_blocks=max(1, tasks))
+    dataset.context.enable_progress_bars = False
+    dataset = dataset.map_batches(
+        Scorer,
+        fn_constructor_args=(ray.put(rows), ray.put(alphas)),
+        batch_size=TASK_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+    )
+    yield from dataset.iter_rows()
+
+
+class Scorer:
+    """The actor: numbers of rows in, their metrics out."""
+
+    def __init__(self, rows: ray.ObjectRef, alphas: ray.ObjectRef) -> None:
+        self._rows: Rows = ray.get(rows)
+        self._alphas: Alphas = ray.get(alphas)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        scored = [score_one(self._alphas, example) for example in self._rows.take(batch["id"]).examples(None)]
+        return {name: [row[name] for row in scored] for name in scored[0]}
+
+
+def score_one(alphas: Alphas, example: Example) -> dict[str, Any]:
+    """One picture: its key and metrics, or why it has none."""
+    row: dict[str, Any] = {"key": example.key, "rejected": example.error, "unpredicted": ""}
+    metrics = dict.fromkeys(METRICS, float("nan"))
+    if not example.error:
+        try:
+            pred_alpha = alphas(example.key, example.image)
+            height, width = example.alpha.shape
+            metrics = image_metrics(images.resize(pred_alpha, width, height), example.alpha)
+        except images.BadImage as error:
+            row["unpredicted"] = str(error)
+    return {**row, **metrics}
+
+
+def leave_results(
+    options: EvaluateConfig,
+    pairs: Pairs,
+    output: str,
+    alphas: Alphas,
+    source: str,
+    scored: list[dict[str, Any]],
+    rejected: Mapping[str, str],
+) -> None:
+    """per_image.parquet, metrics.json, report.html; and the figures on the terminal."""
+    scored.sort(key=lambda row: row["key"])
+    sums = MetricSums()
+    for row in scored:
+        sums.add({name: row[name] for name in METRICS})
+    means = sums.mean()
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist([{name: row[name] for name in ("key", "split", *METRICS)} for row in scored]), sink
+    )
+    storage.write_bytes(storage.join(output, "per_image.parquet"), sink.getvalue())
+    page = report.page(
+        title=f"{source} on {options.data}, {options.split}",
+        command=cluster.command(),
+        facts={
+            "Predictions": source,
+            "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+        },
+        figures=[{"split": options.split, "pictures": means["n"], **report.labelled(means)}],
+        history=[],
+        groups=page_cases(pairs, alphas, scored),
+        skipped=[*pairs.unpaired, *rejected.items()],
+    )
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(means, indent=2) + "\n").encode())
+    print("  ".join(f"{name} {value:.6g}" for name, value in means.items()))
+    print(f"Page: {output}/report.html")
+
+
+def page_cases(pairs: Pairs, alphas: Alphas, scored: list[dict[str, Any]]) -> dict[str, list[report.Case]]:
+    """The best, median and worst pictures, predicted once more."""
+    split_of = {row["key"]: row["split"] for row in scored}
+    groups = {}
+    for group, keys in report.pick_cases([(row["key"], row["mad"]) for row in scored]).items():
+        examples = [pairs.example(split_of[key], key) for key in keys]
+        groups[group] = [
+            report.case(example.key, example.image, example.alpha, alphas(example.key, example.image))
+            for example in examples
+        ]
+    return groups
+
+
+if __name__ == "__main__":
+    cluster.run(main)

@@ -1,0 +1,186 @@
+"""The run folder of a training: what was asked, how far it came, what to look at.
+
+    run.json                    command, configuration, data fingerprint; a run of the same name must agree with it
+    metrics.jsonl               a row every few steps (train_loss) and one an epoch (val_*, speed)
+    events/events.out.tfevents… the same for TensorBoard, a file an epoch
+    validation.parquet          every validation picture's scores, at the best epoch
+
+Every file is written whole, again and again if need be, so a run that goes on leaves no row twice.
+"""
+
+import copy
+import io
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.train import Checkpoint, Result
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from jobs.cluster import Console
+from jobs.config import ConfigError
+from matting import checkpoint, storage
+from matting.training import Epoch, Score, Trainer
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of the checkpoints of a run
+LOSS_STEPS = 25  # between two points of the loss curve
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder at ``uri``."""
+
+    uri: str
+
+    def begin(self, command: str, identity: Mapping[str, Any]) -> None:
+        """Make the folder this run's own, or check that it is already.
+
+        Raises:
+            ConfigError: another run, with other options or data, lives here.
+            storage.StorageError: it cannot be read or written.
+        """
+        place = storage.join(self.uri, "run.json")
+        if storage.exists(place):
+            found = json.loads(storage.read_bytes(place))["identity"]
+            differing = [name for name, value in identity.items() if found.get(name) != value]
+            if differing:
+                told = "; ".join(f"{name} was {found.get(name)!r}, is now {identity[name]!r}" for name in differing)
+                raise ConfigError(f"{self.uri} holds another run: {told}. Give another --name, or the same options.")
+            return
+        content = json.dumps({"command": command, "identity": dict(identity)}, indent=2) + "\n"
+        storage.write_bytes(place, content.encode())
+
+    def progress(self) -> dict[str, Any]:
+        """What the last checkpoint that counts reported; empty before the first."""
+        if not storage.exists(storage.join(self.uri, SNAPSHOT)):
+            return {}
+        filesystem, path = storage.filesystem(self.uri)
+        return Result.from_path(path, storage_filesystem=filesystem).metrics or {}
+
+    def history(self, steps: int) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl up to so many steps."""
+        place = storage.join(self.uri, "metrics.jsonl")
+        if not storage.exists(place):
+            return []
+        rows = [json.loads(line) for line in storage.read_bytes(place).splitlines()]
+        return [row for row in rows if row["step"] <= steps]
+
+    def write_history(self, history: Sequence[Mapping[str, Any]], epoch: int) -> None:
+        """metrics.jsonl, and TensorBoard's file of one epoch."""
+        lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
+        storage.write_bytes(storage.join(self.uri, "metrics.jsonl"), lines.encode())
+        rows = [row for row in history if row["epoch"] == epoch]
+        # TensorBoard orders the files of a run by the number after "tfevents".
+        name = f"events/events.out.tfevents.{epoch:010d}"
+        storage.write_bytes(storage.join(self.uri, name), encode_events(rows))
+
+    def write_scores(self, scores: Sequence[Score]) -> None:
+        """validation.parquet."""
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores]), sink)
+        storage.write_bytes(storage.join(self.uri, "validation.parquet"), sink.getvalue())
+
+    def scores(self) -> list[Score]:
+        """Back from validation.parquet."""
+        table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(self.uri, "validation.parquet"))))
+        return [Score(**row) for row in table.to_pylist()]
+
+
+class Recorder:
+    """What the first worker leaves in the run folder, while training goes on.
+
+    Args:
+        folder: the run's.
+        trainer: whose steps are recorded.
+        config: the checkpoint's config.json.
+        rows: training pairs in an epoch.
+        console: to tell of progress.
+    """
+
+    def __init__(
+        self, folder: RunFolder, trainer: Trainer, config: Mapping[str, Any], rows: int, console: Console
+    ) -> None:
+        self._folder, self._trainer, self._config = folder, trainer, config
+        self._rows, self._console = rows, console
+        self._history = folder.history(trainer.steps)
+        self._uploads = ThreadPoolExecutor(1)
+        self._upload: Future[None] | None = None
+        self._begin_epoch()
+
+    def on_step(self, samples: float, loss: float) -> None:
+        """Progress, and now and then a point of the loss curve."""
+        self._progress.update(int(samples))
+        self._losses.append(loss)
+        if len(self._losses) % LOSS_STEPS == 0:
+            step = self._trainer.steps + len(self._losses)
+            self._add(step, self._trainer.epochs + 1, train_loss=sum(self._losses[-LOSS_STEPS:]) / LOSS_STEPS)
+
+    def epoch(self, epoch: Epoch, scores: list[Score], means: dict[str, float], is_best: bool) -> Checkpoint:
+        """The epoch's row, its checkpoint as a local folder for Ray to upload, and best/ if it is."""
+        trainer = self._trainer
+        speed = epoch.samples / epoch.seconds
+        self._add(
+            trainer.steps,
+            trainer.epochs,
+            epoch_loss=epoch.loss,
+            samples_per_second=speed,
+            waiting=epoch.waiting,
+            **means,
+        )
+        self._folder.write_history(self._history, trainer.epochs)
+        if is_best:
+            self._folder.write_scores(scores)
+            self._replace_best(means)
+        self._console.say(
+            f"epoch {trainer.epochs}: loss {epoch.loss:.4f}, val MAD {means['val_mad']:.2f}e-3, "
+            f"IoU {means['val_iou']:.4f}, {speed:.1f} samples/s, waited {epoch.waiting:.1f} s for data, "
+            f"{trainer.seconds / 60:.1f} min in all"
+        )
+        local = tempfile.mkdtemp(prefix="matting-")
+        checkpoint.save(local, trainer.model, self._config, means, trainer.state())
+        self._begin_epoch()
+        return Checkpoint.from_directory(local)
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        self._uploads.shutdown(wait=True)
+        if self._upload:
+            self._upload.result()
+
+    def _replace_best(self, means: dict[str, float]) -> None:
+        if self._upload:
+            self._upload.result()
+        model, state = copy.deepcopy(self._trainer.model), copy.deepcopy(self._trainer.state())
+        place = storage.join(self._folder.uri, "best")
+        self._upload = self._uploads.submit(checkpoint.save, place, model, self._config, means, state)
+
+    def _add(self, step: int, epoch: int, **values: float) -> None:
+        self._history.append({"step": step, "epoch": epoch, "time": time.time(), **values})
+
+    def _begin_epoch(self) -> None:
+        self._losses: list[float] = []
+        self._progress = self._console.progress(f"epoch {self._trainer.epochs + 1}", self._rows, "samples")
+
+
+def encode_events(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """TensorBoard's event file: every number of a row but its step, epoch and time, as a scalar at that step."""
+    sink = io.BytesIO()
+    writer = RecordWriter(sink)
+    writer.write(Event(file_version="brain.Event:2", wall_time=rows[0]["time"] if rows else 0).SerializeToString())
+    for row in rows:
+        scalars = [
+            Summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
+            for name, value in row.items()
+            if name not in ("step", "epoch", "time")
+        ]
+        event = Event(step=row["step"], wall_time=row["time"], summary=Summary(value=scalars))
+        writer.write(event.SerializeToString())
+    return sink.getvalue()

@@ -1,0 +1,217 @@
+"""The Ray Data reads: rows of a collection to decoded uint8 rows at training size, in a reproducible order.
+
+    cache        rows, decoded once into the object store  -> rows that are there now
+    epochs       rows, seed                                -> Dataset whose every execution is the next epoch
+    in_order     rows                                      -> Dataset of every row once
+    batches      a worker's shard of such a dataset        -> numpy batches for matting.training
+
+A dataset's rows are key, image uint8 (S, S, 3) and alpha uint8 (S, S). The order of an epoch follows from the seed and
+the epoch's number alone, whether rows are cached or decoded anew. A pair that cannot be decoded is reported to
+`Rejected` by key and reason, and left out. Knows no model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+import ray
+from ray.data import Dataset, Datasource
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import ReadTask
+
+from matting.collection import Example, Rows
+
+TASK_ROWS = 64  # decoded in one task: enough to be worth a task, few enough to spread over the cores
+PIECE = 64  # neighbouring rows that a shuffle moves as one
+MIX = 16 * PIECE  # rows that a shuffle then mixes one by one
+READ_CPUS = 0.5  # cores a reading task holds: it waits for the store half of the time
+CACHE_SHARE = 0.5  # of the object store; the rest is for rows on their way
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Decoded rows in the object store: row i is row ``offsets[i]`` of the block ``refs[blocks[i]]``."""
+
+    refs: Sequence[ray.ObjectRef]
+    blocks: np.ndarray
+    offsets: np.ndarray
+    scattered: ClassVar[bool] = False  # a task holds every block that it takes rows from
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def take(self, indices: np.ndarray) -> "CachedRows":
+        used, blocks = np.unique(self.blocks[indices], return_inverse=True)
+        return CachedRows([self.refs[block] for block in used], blocks, self.offsets[indices])
+
+    def examples(self, size: int | None) -> Iterator[Example]:  # noqa: ARG002 - they have the size of the cache
+        columns = [BlockAccessor.for_block(block).to_numpy() for block in ray.get(list(self.refs))]
+        for block, offset in zip(self.blocks, self.offsets, strict=True):
+            yield Example(*(columns[block][name][offset] for name in ("key", "image", "alpha", "error")))
+
+
+@ray.remote(num_cpus=0)
+class Rejected:
+    """Collects what could not be decoded, over all tasks. A task that is repeated reports the same again: no matter."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def add(self, reasons: Mapping[str, str]) -> None:
+        """Reasons by key."""
+        self._reasons.update(reasons)
+
+    def all(self) -> dict[str, str]:
+        """Reasons by key, sorted by key."""
+        return dict(sorted(self._reasons.items()))
+
+
+def cache(
+    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", on_rows: Callable[[int], None]
+) -> CachedRows:
+    """Decode the rows once, in parallel, and keep them in the object store, as uint8 at training size.
+
+    Rejected rows stay as placeholders, so that the order of an epoch is the same with the cache and without.
+    ``on_rows`` is told how many rows have come.
+    """
+    source = PairSource(rows, size, rejected, order=None, keep_rejected=True)
+    refs, counts = [], []
+    for bundle in dataset(source).iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            refs.append(block.ref)
+            counts.append(block.metadata.num_rows)
+            on_rows(counts[-1])
+    return CachedRows(
+        refs, np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])
+    )
+
+
+def cache_fits(rows: int, size: int) -> tuple[bool, str]:
+    """Whether so many rows fit decoded into the cluster's object store, and a sentence that says so with numbers."""
+    needed = rows * size * size * 4
+    room = CACHE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
+    fits = needed <= room
+    verdict = (
+        "kept in the object store" if fits else "decoded anew in every epoch (the object store has too little room)"
+    )
+    return fits, f"{rows:,} pairs, {needed / 1e6:,.0f} MB decoded of {room / 1e6:,.0f} MB allowed: {verdict}"
+
+
+def epochs(rows: Rows, size: int, seed: int, first_epoch: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Dataset:
+    """A dataset whose first execution is epoch ``first_epoch``, its second the next, and so on."""
+    return dataset(PairSource(rows, size, rejected, order=partial(epoch_order, len(rows), seed, first_epoch)))
+
+
+def in_order(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Dataset:
+    """A dataset of every row once, in order."""
+    return dataset(PairSource(rows, size, rejected, order=None))
+
+
+def dataset(source: "PairSource") -> Dataset:
+    """The source as a dataset that keeps its order."""
+    # One block suffices: the source cuts its own, and Ray would split them further to reach a number of its choosing.
+    read = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=1)
+    read.context.execution_options.preserve_order = True
+    read.context.enable_progress_bars = False  # the console's own shows it
+    read.context.print_on_execution_start = False
+    return read
+
+
+def batches(shard: ray.data.DataIterator, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Numpy batches of a worker's shard: key (B), image (B, S, S, 3), alpha (B, S, S). The last may be smaller."""
+    return iter(shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2))
+
+
+def epoch_order(count: int, seed: int, first_epoch: int, execution: int) -> list[np.ndarray]:
+    """The shuffled order of an epoch, as mixes of row numbers.
+
+    Pieces of neighbouring rows are shuffled, then the rows of every ``MIX`` rows' worth of pieces among each other: as
+    good as a full shuffle for collections of a few thousand, and bounded in memory for any.
+    """
+    generator = np.random.default_rng([seed, first_epoch + execution])
+    pieces = np.split(np.arange(count), np.arange(PIECE, count, PIECE))
+    shuffled = [pieces[piece] for piece in generator.permutation(len(pieces))]
+    per_mix = MIX // PIECE
+    mixes = [np.concatenate(shuffled[start : start + per_mix]) for start in range(0, len(shuffled), per_mix)]
+    return [generator.permutation(mix) for mix in mixes]
+
+
+class PairSource(Datasource):
+    """Rows as Ray Data reads them: one task decodes some of them and yields blocks of ``TASK_ROWS``.
+
+    Args:
+        rows: what to read.
+        size: of the decoded pictures.
+        rejected: told what cannot be decoded.
+        order: from the number of the execution to row numbers; None for every row in order.
+        keep_rejected: leave a blank row with its ``error`` where a pair cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        size: int,
+        rejected: "ray.actor.ActorHandle[Rejected]",
+        order: Callable[[int], list[np.ndarray]] | None,
+        keep_rejected: bool = False,
+    ) -> None:
+        super().__init__()
+        self._rows, self._size, self._rejected = rows, size, rejected
+        self._order, self._keep_rejected = order, keep_rejected
+
+    def get_name(self) -> str:
+        return "Pairs"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return len(self._rows) * self._row_bytes()
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - Ray's suggestion
+        per_task_row_limit: int | None = None,
+        data_context: Any = None,
+    ) -> list[ReadTask]:
+        """One task for every few rows. Called anew for every execution."""
+        mixes = [np.arange(len(self._rows))]
+        if self._order is not None:
+            mixes = self._order(data_context._execution_idx if data_context else 0)
+        # A smaller part of a mix would fetch the same row groups or blocks as its neighbours.
+        task_rows = TASK_ROWS if self._order is None or self._rows.scattered else MIX
+        tasks = [mix[start : start + task_rows] for mix in mixes for start in range(0, len(mix), task_rows)]
+        return [self._task(indices, per_task_row_limit) for indices in tasks]
+
+    def _task(self, indices: np.ndarray, row_limit: int | None) -> ReadTask:
+        metadata = BlockMetadata(
+            num_rows=len(indices), size_bytes=len(indices) * self._row_bytes(), input_files=None, exec_stats=None
+        )
+        read = partial(read_blocks, self._rows.take(indices), self._size, self._rejected, self._keep_rejected)
+        return ReadTask(read, metadata, per_task_row_limit=row_limit)
+
+    def _row_bytes(self) -> int:
+        return self._size * self._size * 4
+
+
+def read_blocks(
+    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", keep_rejected: bool
+) -> Iterator[Block]:
+    """Decode rows into blocks; runs in a task."""
+    examples = rows.examples(size)
+    blank_image, blank_alpha = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
+    while some := list(islice(examples, TASK_ROWS)):
+        reasons = {example.key: example.error for example in some if example.error}
+        if reasons:
+            ray.get(rejected.add.remote(reasons))
+        kept = [example for example in some if keep_rejected or not example.error]
+        if not kept:
+            continue
+        columns = {
+            "key": np.array([example.key for example in kept], object),
+            "image": np.stack([blank_image if example.error else example.image for example in kept]),
+            "alpha": np.stack([blank_alpha if example.error else example.alpha for example in kept]),
+        }
+        if keep_rejected:
+            columns["error"] = np.array([example.error for example in kept], object)
+        yield BlockAccessor.batch_to_block(columns)

@@ -1,0 +1,371 @@
+"""Train the network: pairs in, a run folder out.
+
+    1. options; the pairs' names and splits                 driver
+    2. decode to uint8 at training size, keep if it fits    tasks of Ray Data
+    3. shuffled epochs, by streaming_split                  tasks -> workers
+    4. batch -> augment -> network -> step; validate        workers (matting.training)
+    5. after every epoch: checkpoint, metrics, events       rank 0 -> the run folder
+    6. the page, from the best checkpoint                   driver
+
+The run folder is <output>/<name>/: epoch-*/ (the last and the best checkpoints), best/ (a checkpoint folder), what
+jobs/runs.py describes, report.html, and Ray Train's own record. The same command goes on from the last checkpoint, or
+says that the run is finished.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import ray.data
+import ray.train
+import torch
+from jsonargparse import Namespace
+from ray.train.torch import TorchTrainer, get_device
+
+from jobs import cluster, config, streams
+from jobs.runs import Recorder, RunFolder
+from matting import checkpoint, report, storage
+from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs
+from matting.devices import Precision
+from matting.losses import Reduction
+from matting.predictor import Predictor
+from matting.training import NonFiniteLoss, Score, Trainer, TrainingConfig, mean_scores
+from matting.unet import Relu, UNet, UNetConfig
+
+WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
+
+# Options that may change between two commands of one run: where and how fast, or for how long; never what is learnt.
+CHANGEABLE = {"output", "name", "epochs", "minutes", "workers", "device", "cache", "max_rejected_fraction"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train the network.
+
+    Args:
+        data: "synthetic", or the URI of raw or packed pairs; several with commas between.
+        output: URI under which the run's folder is made.
+        name: of the run's folder; by default from recipe and data.
+        recipe: preset of the options below, from jobs/configs.
+        size: pixels a side that pictures are squashed to.
+        width: channels of the network's first level.
+        depth: how often the network halves the picture.
+        relu: after every convolution ("layer") or every second one ("block").
+        learning_rate: of Adam.
+        betas: of Adam.
+        reduction: of the squared error over the four channels.
+        augment: flips and crops.
+        batch: pairs a worker takes for one step.
+        epochs: passes over the training pairs.
+        minutes: of training and validation, after which to stop even if epochs are left.
+        workers: data-parallel processes; on GPUs, one a GPU.
+        device: "auto" takes GPUs if the cluster has enough.
+        precision: of the convolutions; "auto" is bf16 where the hardware has it.
+        seed: of weights, order and augmentation.
+        cache: "auto" keeps decoded pairs in the object store if they fit.
+        layout: folder rule of raw pairs: aisegment, p3m, ppm, folders, manifest; "auto" looks.
+        split_seed: of the 80/10/10 split by subject.
+        synthetic_pairs: people to draw for "synthetic".
+        max_unpaired_fraction: of files without a partner, above which to refuse the data.
+        max_rejected_fraction: of pairs that cannot be decoded, above which to stop.
+    """
+
+    data: str = "synthetic"
+    output: str = "runs"
+    name: str | None = None
+    recipe: Literal["seed", "matting"] = "seed"
+    size: int = 128
+    width: int = 32
+    depth: int = 3
+    relu: Relu = "layer"
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.99)
+    reduction: Reduction = "mean"
+    augment: bool = False
+    batch: int = 8
+    epochs: int = 30
+    minutes: float | None = None
+    workers: int = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Precision = "auto"
+    seed: int = 0
+    cache: Literal["auto", "off"] = "auto"
+    layout: str = "auto"
+    split_seed: int = 0
+    synthetic_pairs: int = 2500
+    max_unpaired_fraction: float = 0.01
+    max_rejected_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("size", "width", "depth", "batch", "epochs", "workers", "synthetic_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
+
+    @property
+    def run_uri(self) -> str:
+        """The run's folder."""
+        collections = [uri.rstrip("/").rpartition("/")[2] for uri in self.data.split(",")]
+        return storage.join(cluster.absolute(self.output), self.name or "-".join([self.recipe, *collections]))
+
+    def identity(self, fingerprint: str) -> dict[str, Any]:
+        """What makes two commands the same run."""
+        options = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
+        return {**options, "betas": list(self.betas), "data_fingerprint": fingerprint}
+
+    def training(self) -> TrainingConfig:
+        """The part that :mod:`matting.training` needs."""
+        return TrainingConfig(
+            self.learning_rate, self.betas, self.reduction, self.augment, self.precision, seed=self.seed
+        )
+
+    def pair_options(self) -> PairOptions:
+        """The part that finding the pairs needs."""
+        return PairOptions(self.layout, self.split_seed, self.max_unpaired_fraction, self.synthetic_pairs)
+
+    def finished(self, epochs: int, seconds: float) -> bool:
+        """Whether a run that came so far has nothing left to do."""
+        return epochs >= self.epochs or seconds >= 60 * (self.minutes or math.inf)
+
+
+def presets(options: Namespace) -> list[Path]:
+    """The recipe's file, and the quick start's when nothing else is trained on."""
+    files = [config.CONFIGS / f"{options.recipe}.yaml"]
+    return [*files, config.CONFIGS / "synthetic.yaml"] if options.data == "synthetic" else files
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, or say that there is nothing left to do; then make the page."""
+    options = config.parse(TrainConfig, argv, presets)
+    pairs = open_pairs(options.data, options.pair_options())
+    for split in ("train", "val"):
+        if not pairs.keys[split]:
+            raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
+    storage.check_writable(cluster.absolute(options.output))
+    folder = RunFolder(options.run_uri)
+    folder.begin(cluster.command(), options.identity(pairs.fingerprint))
+    progress = folder.progress()
+    if progress and options.finished(progress["epochs"], progress["seconds"]):
+        print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps. Nothing left to do.")
+        return
+    use_gpu = start_cluster(options)
+    rejected = streams.Rejected.remote()
+    with cluster.Console() as console:
+        datasets = make_datasets(options, pairs, folder, rejected, console)
+        failure = fit(options, pairs, folder, rejected, datasets, console, use_gpu)
+    if failure:
+        raise cluster.JobError(failure)
+    finish(options, pairs, folder, ray.get(rejected.all.remote()))
+
+
+def start_cluster(options: TrainConfig) -> bool:
+    """Join or start the cluster; whether to train on GPUs."""
+    wanted = options.workers if options.device == "gpu" else 0
+    cluster.start(options.workers, streams.READ_CPUS, wanted, f"{options.workers} workers")
+    return wanted > 0 or (options.device == "auto" and ray.cluster_resources().get("GPU", 0) >= options.workers)
+
+
+def make_datasets(
+    options: TrainConfig, pairs: Pairs, folder: RunFolder, rejected: Any, console: cluster.Console
+) -> dict[str, Any]:
+    """What the workers read, decoded and kept if it fits."""
+    rows: dict[str, Rows] = {split: pairs.splits[split] for split in ("train", "val")}
+    if options.cache == "auto":
+        total = sum(map(len, rows.values()))
+        fits, sentence = streams.cache_fits(total, options.size)
+        console.say(sentence)
+        if fits:
+            progress = console.progress("decoding", total, "pairs")
+            rows = {split: streams.cache(part, options.size, rejected, progress.update) for split, part in rows.items()}
+            if failure := too_many_rejected(ray.get(rejected.all.remote()), pairs.counts(), options):
+                raise DataError(failure)
+    return {
+        "train": partial(train_dataset, options, rows["train"], folder, rejected),
+        "val": streams.in_order(rows["val"], options.size, rejected),
+    }
+
+
+def train_dataset(options: TrainConfig, rows: Rows, folder: RunFolder, rejected: Any) -> ray.data.Dataset:
+    """The epochs from the one after the last checkpoint; asked for whenever a group of workers starts."""
+    return streams.epochs(rows, options.size, options.seed, folder.progress().get("epochs", 0), rejected)
+
+
+def too_many_rejected(rejections: Mapping[str, str], counts: Mapping[str, int], options: TrainConfig) -> str:
+    """Why the run should stop, or nothing."""
+    total = counts["train"] + counts["val"]
+    if len(rejections) <= options.max_rejected_fraction * total:
+        return ""
+    some = "; ".join(f"{key}: {reason}" for key, reason in list(rejections.items())[:5])
+    return (
+        f"{len(rejections)} of {total} pairs cannot be used, more than --max_rejected_fraction "
+        f"{options.max_rejected_fraction:g} allows. The first: {some}. Mend or remove them, or allow more."
+    )
+
+
+class Shards(ray.train.DataConfig):
+    """Training rows in equal shares, so that all workers take as many steps; validation rows every one, once."""
+
+    def __init__(self) -> None:
+        super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """One iterator a worker for each dataset."""
+        if "val" not in datasets:
+            return super().configure(datasets, world_size, *args, **kwargs)
+        dataset = datasets["val"].copy(datasets["val"])
+        dataset.context.execution_options = self._resolve_execution_options("val")
+        return [{"val": shard} for shard in dataset.streaming_split(world_size, equal=False)]
+
+
+def fit(
+    options: TrainConfig,
+    pairs: Pairs,
+    folder: RunFolder,
+    rejected: Any,
+    datasets: dict[str, Any],
+    console: cluster.Console,
+    use_gpu: bool,
+) -> str:
+    """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
+    output, _, name = folder.uri.rpartition("/")
+    filesystem, path = storage.filesystem(output)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "options": options,
+            "folder": folder,
+            "rejected": rejected,
+            "counts": pairs.counts(),
+            "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
+            "console": console,
+        },
+        scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute="val_mad", checkpoint_score_order="min"
+            ),
+        ),
+        datasets=datasets,
+        dataset_config=Shards(),
+    )
+    try:
+        failure: str = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise cluster.JobError(f"{error}. The same command goes on from the last checkpoint.") from error
+    return failure
+
+
+def train_worker(settings: dict[str, Any]) -> str:
+    """The life of one worker: from the last checkpoint to the end of the run, or to a failure that would come again.
+
+    Returns what failed, or nothing.
+    """
+    options: TrainConfig = settings["options"]
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.manual_seed(options.seed)
+    model = UNet(UNetConfig(options.width, options.depth, options.relu))
+    trainer = Trainer(model, options.training(), get_device())
+    if last := ray.train.get_checkpoint():
+        with last.as_directory() as path:
+            trainer.resume(checkpoint.load(path).model.state_dict(), checkpoint.load_train_state(path))
+    shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
+    recorder = None
+    if context.get_world_rank() == 0:
+        description = {"recipe": {"name": options.recipe, **asdict(options.training())}, "data": settings["data"]}
+        config = checkpoint.describe(model, options.size, **description)
+        recorder = Recorder(settings["folder"], trainer, config, settings["counts"]["train"], settings["console"])
+    while not options.finished(trainer.epochs, trainer.seconds):
+        batches = streams.batches(shards["train"], options.batch)
+        seconds_left = 60 * options.minutes - trainer.seconds if options.minutes else math.inf
+        try:
+            epoch = trainer.train_epoch(batches, seconds_left, recorder.on_step if recorder else None)
+        except NonFiniteLoss as error:
+            return str(error)
+        scores = trainer.validate(streams.batches(shards["val"], options.batch))
+        rejections = ray.get(settings["rejected"].all.remote())
+        # Of the driver's making when pairs are cached; else the first pass over them shows it, to all workers alike.
+        if failure := too_many_rejected(rejections, settings["counts"], options):
+            return failure
+        if not epoch.steps or not scores:
+            return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
+        means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
+        is_best = means["val_mad"] < trainer.best_mad
+        trainer.best_mad = min(trainer.best_mad, means["val_mad"])
+        saved = recorder.epoch(epoch, scores, means, is_best) if recorder else None
+        ray.train.report(
+            {"epochs": trainer.epochs, "steps": trainer.steps, "seconds": trainer.seconds, **means},
+            checkpoint=saved,
+            checkpoint_dir_name=f"epoch-{trainer.epochs:05d}",
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
+    if recorder:
+        recorder.close()
+    return ""
+
+
+def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder, rejections: Mapping[str, str]) -> None:
+    """Check that validation saw every row, make the page, and say where everything is."""
+    scores = folder.scores()
+    expected = set(pairs.keys["val"]) - set(rejections)
+    if {score.key for score in scores} != expected:
+        raise cluster.JobError(f"Validation saw {len(scores)} pairs where it should have seen {len(expected)}.")
+    best = checkpoint.load(storage.join(folder.uri, "best"))
+    history = folder.history(folder.progress()["steps"])
+    epochs = [row for row in history if "val_mad" in row]
+    chosen = min(epochs, key=lambda row: row["val_mad"])
+    page = report.page(
+        title=f"{options.recipe} on {options.data}",
+        command=cluster.command(),
+        facts={
+            "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",
+            "Network": f"U-Net, width {options.width}, depth {options.depth}, {options.size}×{options.size} pixels",
+            "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+            "Best epoch": f"{chosen['epoch']} of {epochs[-1]['epoch']}, chosen by MAD on the validation split",
+            "Trained": f"{epochs[-1]['step']:,} steps, {folder.progress()['seconds'] / 60:.1f} minutes",
+        },
+        figures=[
+            {
+                "split": "validation",
+                "pictures": chosen["val_n"],
+                **report.labelled({name: chosen[f"val_{name}"] for name in ("mad", "mse", "iou")}),
+                "samples/s": chosen["samples_per_second"],
+            }
+        ],
+        history=history,
+        groups=page_cases(best, pairs, scores),
+        skipped=[*pairs.unpaired, *rejections.items()],
+    )
+    storage.write_bytes(storage.join(folder.uri, "report.html"), page.encode())
+    print(
+        f"Best on {chosen['val_n']} validation pairs: MAD {chosen['val_mad']:.2f}e-3, IoU {chosen['val_iou']:.4f}.\n"
+        f"Checkpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"
+    )
+
+
+def page_cases(best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]) -> dict[str, list[report.Case]]:
+    """The best, median and worst validation pictures, predicted once more at their own size."""
+    predictor = Predictor(best)
+    groups = {}
+    for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():
+        examples = [pairs.example("val", key) for key in keys]
+        groups[group] = [
+            report.case(example.key, example.image, example.alpha, predictor.alphas([example.image])[0])
+            for example in examples
+        ]
+    return groups
+
+
+if __name__ == "__main__":
+    cluster.run(main)

@@ -1,0 +1,259 @@
+"""A collection of pairs: where each row is, and how to get it decoded. What training and evaluation read from.
+
+    open_pairs   URIs or "synthetic"   -> Pairs: for each split, Rows (key and place; nothing fetched yet)
+    Rows.take    some of them          -> Rows, small enough to travel with a task
+    Rows.examples                      -> Example: key, image uint8 (H, W, 3), alpha uint8 (H, W), or an error
+
+Raw files, packed parts and drawn people all answer alike, and the same key gives the same pixels. Knows no cluster.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from matting import images, shards, storage, synthetic
+from matting.pairs import find_pairs, split_of
+
+SPLITS = ("train", "val", "test")
+FETCHES = 16  # pairs in flight in one task
+SYNTHETIC_SIDE = 256  # pixels a side of drawn people where no size is asked for
+
+
+class DataError(Exception):
+    """The data cannot be used as given. The message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair, decoded: image_HWC and alpha_HW, uint8; or None twice and the reason."""
+
+    key: str
+    image: np.ndarray | None
+    alpha: np.ndarray | None
+    error: str = ""
+
+
+class Rows(Protocol):
+    """Rows of one split: where each is, and how to get it. A part of them is small enough to travel with a task."""
+
+    scattered: ClassVar[bool]  # whether rows from all over the collection cost no more than neighbours
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> "Rows": ...
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """The rows in order, squashed to size × size, or as large as they are."""
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Image and matte files: columns key, image_uri, matte_uri."""
+
+    table: pa.Table
+    scattered: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: np.ndarray) -> "RawRows":
+        return RawRows(self.table.take(indices))
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        for key, image, matte, error in self.fetch():
+            yield Example(key, None, None, error) if error else decode(key, image, matte, size)
+
+    def fetch(self) -> Iterator[tuple[str, bytes, bytes, str]]:
+        """(key, image bytes, matte bytes, why they could not be read or nothing), in order, several at a time."""
+        rows = self.table.to_pylist()
+        with ThreadPoolExecutor(FETCHES) as pool:
+            fetches = [pool.submit(fetch_pair, row["image_uri"], row["matte_uri"]) for row in rows]
+            for row, fetched in zip(rows, fetches, strict=True):
+                try:
+                    image, matte = fetched.result()
+                except storage.StorageError as error:
+                    yield row["key"], b"", b"", str(error)
+                else:
+                    yield row["key"], image, matte, ""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of Parquet parts: columns key, part, row_group, row."""
+
+    table: pa.Table
+    scattered: ClassVar[bool] = False  # a row group is fetched whole
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: np.ndarray) -> "PackedRows":
+        return PackedRows(self.table.take(indices))
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        for key, image, matte in shards.read_pairs(self.table):
+            yield decode(key, image, matte, size)
+
+
+@dataclass(frozen=True)
+class SyntheticRows:
+    """Drawn people, by their numbers."""
+
+    seed: int
+    numbers: np.ndarray
+    scattered: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, indices: np.ndarray) -> "SyntheticRows":
+        return replace(self, numbers=self.numbers[indices])
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        side = size or SYNTHETIC_SIDE
+        for number in self.numbers:
+            yield Example(synthetic_key(number), *synthetic.draw_person(self.seed, int(number), side, side))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A collection of pairs, found but not read."""
+
+    splits: Mapping[str, Rows]
+    keys: Mapping[str, list[str]]  # of each split, sorted, as its rows are
+    unpaired: tuple[tuple[str, str], ...]  # (key, reason)
+    fingerprint: str
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: len(rows) for split, rows in self.splits.items()}
+
+    def example(self, split: str, key: str) -> Example:
+        """One pair at its own size."""
+        place = bisect_left(self.keys[split], key)
+        return next(self.splits[split].take(np.array([place])).examples(None))
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How raw pairs are found.
+
+    Args:
+        layout: folder rule of raw pairs, or "auto".
+        split_seed: of the 80/10/10 split by subject; also draws the synthetic people.
+        max_unpaired_fraction: of files without a partner, above which the collection is refused.
+        synthetic_pairs: how many people "synthetic" draws.
+    """
+
+    layout: str = "auto"
+    split_seed: int = 0
+    max_unpaired_fraction: float = 0.01
+    synthetic_pairs: int = 4000
+
+
+def open_pairs(data: str, options: PairOptions) -> Pairs:
+    """Find the pairs of one or more collections.
+
+    Args:
+        data: "synthetic", or the URI of raw or packed pairs; several with commas between. With several, keys begin
+            with the last part of their collection's URI.
+
+    Raises:
+        DataError, PairsError, ShardError, StorageError: what is wrong with the collection, and what to do.
+    """
+    if data == "synthetic":
+        return draw_pairs(options)
+    uris = [uri.strip().rstrip("/") for uri in data.split(",") if uri.strip()]
+    if not uris:
+        raise DataError("--data is empty: give 'synthetic', or the URI of a folder or bucket of pairs.")
+    names = [uri.rpartition("/")[2] for uri in uris]
+    if len(set(names)) < len(names):
+        raise DataError(f"Two collections of {data} have the same last part, so their keys would collide. Rename one.")
+    packed = [shards.is_packed(uri) for uri in uris]
+    if any(packed) and not all(packed):
+        raise DataError(f"{data} mixes raw and packed collections. Pack the raw ones with jobs/pack.py.")
+    prefixes = [f"{name}/" for name in names] if len(uris) > 1 else [""]
+    opened = [(index_packed if packed[0] else index_raw)(uri, options) for uri in uris]
+    tables = [prefix_keys(table, prefix) for (table, _, _), prefix in zip(opened, prefixes, strict=True)]
+    table = pa.concat_tables(tables).sort_by("key")
+    rows_type: Callable[[pa.Table], Rows] = PackedRows if packed[0] else RawRows
+    splits = {split: table.filter(pa.compute.equal(table["split"], split)).drop_columns("split") for split in SPLITS}
+    return Pairs(
+        splits={split: rows_type(part) for split, part in splits.items()},
+        keys={split: part["key"].to_pylist() for split, part in splits.items()},
+        unpaired=tuple(
+            (prefix + key, reason)
+            for (_, unpaired, _), prefix in zip(opened, prefixes, strict=True)
+            for key, reason in unpaired
+        ),
+        fingerprint=digest(fingerprint for _, _, fingerprint in opened),
+    )
+
+
+Index = tuple[pa.Table, Sequence[tuple[str, str]], str]  # where the rows are, what is not among them, fingerprint
+
+
+def index_raw(uri: str, options: PairOptions) -> Index:
+    """Columns key, split, image_uri, matte_uri."""
+    found = find_pairs(uri, options.layout, options.split_seed, options.max_unpaired_fraction)
+    columns = ("key", "split", "image_uri", "matte_uri")
+    table = pa.table({name: pa.array([getattr(pair, name) for pair in found.pairs], pa.string()) for name in columns})
+    return table, found.unpaired, found.fingerprint
+
+
+def index_packed(uri: str, options: PairOptions) -> Index:  # noqa: ARG001 - what was packed has its splits already
+    """Columns key, split, part, row_group, row."""
+    description = shards.read_description(uri)
+    return shards.read_index(uri, description), (), shards.fingerprint(description)
+
+
+def draw_pairs(options: PairOptions) -> Pairs:
+    """Synthetic people as a collection."""
+    numbers: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for number in range(options.synthetic_pairs):
+        numbers[split_of(synthetic_key(number), options.split_seed)].append(number)
+    return Pairs(
+        splits={split: SyntheticRows(options.split_seed, np.array(part, int)) for split, part in numbers.items()},
+        keys={split: [synthetic_key(number) for number in part] for split, part in numbers.items()},
+        unpaired=(),
+        fingerprint=digest(["synthetic", str(options.split_seed), str(options.synthetic_pairs)]),
+    )
+
+
+def synthetic_key(number: int) -> str:
+    """Keys of drawn people."""
+    return f"synthetic/{number:06d}"
+
+
+def prefix_keys(table: pa.Table, prefix: str) -> pa.Table:
+    """The table with ``prefix`` before every key."""
+    keys = pa.array([prefix + key for key in table["key"].to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("key"), "key", keys)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """One hash of several strings."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def fetch_pair(image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
+    """The bytes of both files."""
+    return storage.read_bytes(image_uri), storage.read_bytes(matte_uri)
+
+
+def decode(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:
+    """One pair from its bytes: the one place where training and evaluation get pixels from."""
+    try:
+        image, alpha = images.decode_pair(image_bytes, matte_bytes)
+    except images.BadImage as error:
+        return Example(key, None, None, str(error))
+    if size is not None:
+        image, alpha = images.resize(image, size, size), images.resize(alpha, size, size)
+    return Example(key, image, alpha)

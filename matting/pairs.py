@@ -1,0 +1,281 @@
+"""Which image goes with which matte: each dataset's folder rule -> Pair(key, image_uri, matte_uri, split).
+
+    URI of a dataset -> its keys -> layout (by the names of folders) -> pairs by name; what did not pair, and why
+
+A folder layout is a few `_Rule`s: two templates of paths, which an image and its matte fill in alike but for the
+suffix. A manifest is a table that names both. Nothing is ever paired by its position in a listing.
+
+Knows no pixels: no file but a manifest is opened, and whether a picture can be decoded shows later.
+"""
+
+import hashlib
+import json
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast, get_args
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from matting import storage
+
+Split = Literal["train", "val", "test"]
+Unpaired = list[tuple[str, str]]
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+
+
+class PairsError(ValueError):
+    """What was found in place of a dataset, what was expected, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and its matte. `key` is the image's path relative to the dataset's root."""
+
+    key: str
+    image_uri: str
+    matte_uri: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """A dataset: its `pairs`, and its `unpaired` files as (key, reason); both sorted by key. Its `fingerprint` changes
+    with any name, split or file size (a manifest's: with any name, split or URI)."""
+
+    layout: str
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Templates of the paths of an image and its matte, without their suffix. `{name}` may hold '/', other fields may
+    not. Without a `split`, the fields of `group` decide it, or the image's key."""
+
+    image: str
+    matte: str
+    split: Split | None = None
+    group: str | None = None
+
+    @cached_property
+    def folders(self) -> tuple[str, str]:
+        """What the paths of images, and of mattes, begin with."""
+        return self.image.partition("{")[0], self.matte.partition("{")[0]
+
+    @cached_property
+    def image_pattern(self) -> re.Pattern[str]:
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.image))
+        return re.compile(pattern.replace("(?P<name>[^/]+)", "(?P<name>.+)"), re.DOTALL)
+
+
+_FOLDER_LAYOUTS = {
+    "aisegment": (_Rule("clip_img/{id}/clip_{n}/{name}", "matting/{id}/matting_{n}/{name}", group="{id}/{n}"),),
+    "p3m": (
+        _Rule("train/blurred_image/{name}", "train/mask/{name}", "train"),
+        _Rule("validation/P3M-500-P/blurred_image/{name}", "validation/P3M-500-P/mask/{name}", "val"),
+        _Rule("validation/P3M-500-NP/original_image/{name}", "validation/P3M-500-NP/mask/{name}", "test"),
+    ),
+    "ppm": (_Rule("image/{name}", "matte/{name}"),),
+    "folders": (_Rule("images/{name}", "mattes/{name}"),),
+}
+LAYOUTS = (*_FOLDER_LAYOUTS, "manifest")
+
+_MANIFEST_REQUIRED = ("image", "matte")
+_MANIFEST_COLUMNS = (*_MANIFEST_REQUIRED, "key", "split", "group")
+
+
+def find_pairs(uri: str, layout: str = "auto", split_seed: int = 0, max_unpaired_fraction: float = 0.01) -> Pairing:
+    """Pairs the images and mattes of the dataset at `uri`: a folder, or the file of a manifest.
+
+    Hidden files (`._x`, `.DS_Store`, all in a folder `.x`) and what lies outside of the layout's folders are passed
+    over. Whatever in those folders does not pair is listed in `unpaired`, also a file that is no image by its suffix,
+    and also two images that differ in their suffix only, since the matte could belong to either.
+
+    Args:
+        uri: any URI of `storage`.
+        layout: one of LAYOUTS, or "auto": by the names of the folders.
+        split_seed: another seed gives another 80/10/10 split; unused where the dataset has its own.
+        max_unpaired_fraction: how much of all pairs and unpaired files may be unpaired, in [0, 1].
+
+    Raises:
+        PairsError: no layout fits, nothing pairs, too much does not, or a manifest is malformed.
+        StorageError: the dataset cannot be listed, or the manifest cannot be read.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise PairsError(f"There is no layout {layout!r}; choose one of auto, {', '.join(LAYOUTS)}.")
+    if layout == "manifest" or (layout == "auto" and uri.lower().endswith((".parquet", ".csv"))):
+        layout = "manifest"
+        pairs, unpaired = _pair_manifest(uri, split_seed)
+        sizes = {}
+    else:
+        files = storage.list_files(uri)
+        sizes = {storage.join(uri, file.key): file.size for file in files if ".." not in file.key.split("/")}
+        keys = [file.key for file in files if "/." not in f"/{file.key}"]
+        if layout == "auto":
+            layout = _detect(uri, keys)
+        found = [_pair_by_name(uri, keys, rule, split_seed) for rule in _FOLDER_LAYOUTS[layout]]
+        pairs = [pair for some, _ in found for pair in some]
+        unpaired = [file for _, some in found for file in some]
+    unpaired.sort()
+    _check_enough(uri, layout, len(pairs), unpaired, max_unpaired_fraction)
+    pairs.sort(key=lambda pair: pair.key)
+    return Pairing(layout, tuple(pairs), tuple(unpaired), _fingerprint(pairs, sizes))
+
+
+def split_of(group: str, seed: int) -> Split:
+    """The split of a group: 80 % train, 10 % val, 10 % test, by the first 8 bytes of SHA-256("<seed>/<group>"), read as
+    a big-endian number, modulo 10. It depends on nothing else: not on other groups, the machine or the run."""
+    digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
+    tenth = int.from_bytes(digest[:8], "big") % 10
+    return "train" if tenth < 8 else "val" if tenth == 8 else "test"
+
+
+def _fingerprint(pairs: list[Pair], sizes: dict[str, int]) -> str:
+    # A file without a size, as in a manifest, counts with its URI.
+    rows = [
+        (pair.key, pair.split, sizes.get(pair.image_uri, pair.image_uri), sizes.get(pair.matte_uri, pair.matte_uri))
+        for pair in pairs
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _below(keys: list[str], folder: str) -> list[str]:
+    """The keys that begin with `folder`, which ends in '/'. The keys are sorted, and '0' follows '/'."""
+    return keys[bisect_left(keys, folder) : bisect_left(keys, folder[:-1] + "0")]
+
+
+def _detect(uri: str, keys: list[str]) -> str:
+    present = {folder for rules in _FOLDER_LAYOUTS.values() for rule in rules for folder in rule.folders}
+    present = {folder for folder in present if _below(keys, folder)}
+    fitting = [
+        name for name, rules in _FOLDER_LAYOUTS.items() if any(present.issuperset(rule.folders) for rule in rules)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise PairsError(f"{uri} fits more than one layout: {', '.join(fitting)}. Choose one with `layout`.")
+    found = sorted({key.partition("/")[0] + "/" for key in keys if "/" in key})
+    expected = [f"{name} ({' + '.join(rules[0].folders)})" for name, rules in _FOLDER_LAYOUTS.items()]
+    raise PairsError(
+        f"{uri} fits no layout. Its folders: {_some(found) or 'none'}. Expected: {', '.join(expected)}, or the URI of "
+        "a manifest (.parquet or .csv with the columns image, matte). Correct the URI, or force one with `layout`."
+    )
+
+
+def _pair_by_name(uri: str, keys: list[str], rule: _Rule, seed: int) -> tuple[list[Pair], Unpaired]:
+    # Both by the path, without its suffix, of the matte.
+    images, mattes = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    groups: dict[str, str] = {}
+    unpaired: Unpaired = []
+    image_folder, matte_folder = rule.folders
+    for key in _below(keys, image_folder) + _below(keys, matte_folder):
+        stem, _, suffix = key.rpartition(".")
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            unpaired.append((key, f"is not an image by its suffix; expected .{', .'.join(IMAGE_SUFFIXES)}"))
+        elif key.startswith(matte_folder):
+            mattes[stem].append(key)
+        elif match := rule.image_pattern.fullmatch(stem):
+            images[rule.matte.format_map(match.groupdict())].append(key)
+            groups[key] = rule.group.format_map(match.groupdict()) if rule.group else key
+        else:
+            unpaired.append((key, f"is not where this layout has its images: {rule.image}"))
+
+    pairs = []
+    for stem in images.keys() | mattes.keys():
+        image_keys, matte_keys = images[stem], mattes[stem]
+        if len(image_keys) == len(matte_keys) == 1:
+            (key,), (matte_key,) = image_keys, matte_keys
+            split = rule.split or split_of(groups[key], seed)
+            pairs.append(Pair(key, storage.join(uri, key), storage.join(uri, matte_key), split))
+        elif not matte_keys:
+            unpaired += [(key, f"has no matte; looked for {stem}.png") for key in image_keys]
+        elif not image_keys:
+            unpaired += [(key, f"has no image of its name in {image_folder}") for key in matte_keys]
+        else:
+            reason = f"is ambiguous: {', '.join(image_keys)} could go with {', '.join(matte_keys)}"
+            unpaired += [(key, reason) for key in image_keys + matte_keys]
+    return pairs, unpaired
+
+
+def _pair_manifest(uri: str, seed: int) -> tuple[list[Pair], Unpaired]:
+    columns = _read_manifest(uri)
+    folder = uri[: uri.rfind("/") + 1]
+    pairs: list[Pair] = []
+    unpaired: Unpaired = []
+    for number in range(len(columns["image"])):
+        row = {name: values[number] or None for name, values in columns.items()}
+        image, matte = row["image"], row["matte"]
+        key = row.get("key") or (image and _manifest_key(folder, image))
+        if not image or not key:
+            unpaired.append((f"row {number + 1}", "has no image"))
+            continue
+        if key.startswith("/") or ".." in key.split("/"):
+            raise PairsError(
+                f"Row {number + 1} of {uri} has the key {key!r}; give it a relative one in a column `key`."
+            )
+        split = cast("Split | None", row.get("split")) or split_of(row.get("group") or key, seed)
+        if split not in get_args(Split):
+            raise PairsError(f"Row {number + 1} of {uri} has the split {split!r}; expected train, val or test.")
+        if matte:
+            pairs.append(Pair(key, _resolve(folder, image), _resolve(folder, matte), split))
+        else:
+            unpaired.append((key, "has no matte in the manifest"))
+    repeated = [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]
+    if repeated:
+        raise PairsError(f"{uri} has more than one row for {_some(repeated)}; keep one, or tell them apart by `key`.")
+    return pairs, unpaired
+
+
+def _read_manifest(uri: str) -> dict[str, list[str | None]]:
+    source = pa.BufferReader(storage.read_bytes(uri))
+    try:
+        if uri.lower().endswith(".csv"):
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_MANIFEST_COLUMNS, pa.string()))
+            table = pyarrow.csv.read_csv(source, convert_options=as_text)
+        else:
+            table = pyarrow.parquet.read_table(source)
+    except pa.ArrowInvalid as error:
+        raise PairsError(
+            f"{uri} cannot be read as a manifest; expected Parquet, or CSV with a header: {error}"
+        ) from error
+    unknown = sorted(set(table.column_names) - set(_MANIFEST_COLUMNS))
+    missing = sorted(set(_MANIFEST_REQUIRED) - set(table.column_names))
+    if unknown or missing:
+        raise PairsError(
+            f"{uri} lacks the columns [{', '.join(missing)}] and has the unknown columns [{', '.join(unknown)}]; "
+            "expected image, matte and optionally key, split, group."
+        )
+    return {name: table[name].cast(pa.string()).to_pylist() for name in table.column_names}
+
+
+def _manifest_key(folder: str, image: str) -> str:
+    """The image's path below the manifest's folder, or all of its URI but the scheme."""
+    return _resolve(folder, image).removeprefix(folder).rpartition("://")[2].lstrip("/")
+
+
+def _resolve(folder: str, uri: str) -> str:
+    return uri if "://" in uri or uri.startswith("/") else folder + uri
+
+
+def _check_enough(uri: str, layout: str, paired: int, unpaired: Unpaired, max_unpaired_fraction: float) -> None:
+    first = _some([f"{key!r} {reason}" for key, reason in unpaired])
+    if not paired:
+        rest = f"{len(unpaired)} files did not pair: {first}" if unpaired else "its folders are missing or empty"
+        raise PairsError(f"{uri} holds no pairs of the layout {layout}; {rest}. Correct the URI or the layout.")
+    fraction = len(unpaired) / (paired + len(unpaired))
+    if fraction > max_unpaired_fraction:
+        raise PairsError(
+            f"{uri} holds {paired} pairs, and {len(unpaired)} files that do not pair ({fraction:.1%}, more than the "
+            f"{max_unpaired_fraction:.1%} that are allowed): {first}. Correct them, or raise `max_unpaired_fraction`."
+        )
+
+
+def _some(items: list[str]) -> str:
+    return "; ".join(items[:5]) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")

@@ -1,0 +1,212 @@
+"""From what the network sees to what the photo needs: full-size alphas, and foreground colours for cutouts.
+
+    small_alpha_HW (say 128 × 128) -> upsample -> alpha_HW              interpolation alone
+    small_alpha_HW, image_HWC      -> guided   -> alpha_HW              the photo's colours move the soft edge
+    image_HWC, alpha_HW            -> foreground -> foreground_HWC      the person without the old background
+
+All uint8 at the border, float32 in [0, 1] inside. A small alpha is the photo's, squashed the way training squashes it.
+Knows no network and no files.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from matting import images
+from matting.images import Pixels
+
+Floats = NDArray[np.float32]
+
+# Share of the two neighbours that a reduced pixel holds, as far as it can be taken back. A triangle filter's second
+# moment gives 1/12; since alpha is nearly binary and clipped afterwards, three times as much is closest to true mattes.
+_SHARPENING = 0.25
+
+# What `guided` believes: the variance of alpha is _DOUBT · alpha (1 - alpha), that of a pixel's colour around its
+# layer's mean is _SPREAD times the measured one, plus _NOISE.
+_DOUBT = 0.3
+_SPREAD = 0.3
+_NOISE = 0.02
+
+# `foreground`: how firmly the colours around a half-transparent pixel bind it, and the pyramid's finest level.
+_TIE = 0.05
+_FINEST = 128
+_SOLID = 0.02
+
+
+def upsample(small_alpha_HW: Pixels, width: int, height: int) -> Pixels:
+    """Interpolate an alpha to width × height pixels.
+
+    Training reduced alpha by averaging, so its pixels are means of an area and not samples: interpolating them as they
+    are blurs a second time. That is first undone by a 3-tap sharpening along each axis (none where the photo is no
+    larger than the small alpha), then comes bicubic interpolation and clipping.
+
+    Args:
+        small_alpha_HW: uint8, 255 is opaque.
+        width, height: of the photo, in pixels.
+
+    Returns:
+        uint8 of shape (height, width).
+
+    Literature: Unser & Aldroubi, "A general sampling theory for nonideal acquisition devices", IEEE TSP 1994.
+    """
+    return _to_pixels(_interpolate(_to_floats(small_alpha_HW), width, height))
+
+
+def guided(small_alpha_HW: Pixels, image_HWC: Pixels) -> Pixels:
+    """Bring an alpha to the photo's size, its soft edge moved to where the photo's colours change.
+
+    Around each pixel of the small alpha, a foreground colour f and a background colour b are the means weighted by
+    alpha and 1 - alpha, with variances v. At full size a soft pixel's colour should be alpha f + (1 - alpha) b; what
+    is left over moves alpha along f - b by its most probable amount, given the interpolated alpha with its own
+    variance. Where the layers look alike, or vary much, alpha stays as interpolated; so do its clear and solid parts.
+
+    Args:
+        small_alpha_HW: uint8, 255 is opaque.
+        image_HWC: uint8 RGB, the whole photo.
+
+    Returns:
+        uint8 of shape (H, W).
+
+    Literature: the local colour model of Levin, Lischinski & Weiss, "A closed-form solution to natural image matting",
+    TPAMI 2008; coefficients at low resolution as in He & Sun, "Fast guided filter", arXiv:1505.00996, 2015.
+    """
+    height, width = image_HWC.shape[:2]
+    small_alpha = _to_floats(small_alpha_HW)
+    alpha_HW = _interpolate(small_alpha, width, height)
+    soft = _soft_pixels(alpha_HW)
+    alpha = _column(alpha_HW, soft)
+
+    image = _to_planes(images.resize(image_HWC, *small_alpha_HW.shape[::-1]))
+    moments = torch.cat([image, image.square().sum(1, keepdim=True)], 1)
+    moments = _at(_mean_around(moments, _shares(_to_planes(small_alpha_HW))), soft, width, height)
+    mean, square = moments[:, :3], moments[:, 3]
+    variance = (square - mean.square().sum(1)).sum(0)
+
+    across = mean[0] - mean[1]
+    residual = _colours(image_HWC, soft)[0] - (_shares(alpha) * mean).sum(0)
+    doubt = _DOUBT * alpha[0] * (1 - alpha[0])
+    step = doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
+    alpha_HW.ravel()[soft] = (alpha + step).clamp(0, 1).numpy().ravel()
+    return _to_pixels(alpha_HW)
+
+
+def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
+    """The person's own colours, so that a cutout on a new background shows no rim of the old one.
+
+    From the coarsest level of a pyramid to the finest, foreground f and background b are smoothed, each weighted by
+    its own opacity, and then moved to explain the photo: image = alpha f + (1 - alpha) b. The photo's own resolution
+    gets only the last of these steps, in its soft pixels. Opaque pixels keep the photo's colour exactly; transparent
+    ones get the smooth colour of the person nearby, so that the cutout can be scaled without a rim.
+
+    Args:
+        image_HWC: uint8 RGB.
+        alpha_HW: uint8 of the same size, 255 is opaque.
+
+    Returns:
+        uint8 RGB of shape (H, W, 3).
+
+    Raises:
+        ValueError: sizes that differ.
+
+    Literature: the update is that of Forté, "Approximate fast foreground colour estimation", ICIP 2021, for both
+    layers at once; the pyramid in place of two blurs is that of Germer et al., "Fast multi-level foreground
+    estimation", ICPR 2020.
+    """
+    height, width = image_HWC.shape[:2]
+    if alpha_HW.shape != (height, width):
+        raise ValueError(f"alpha is {alpha_HW.shape}, its image {(height, width)}: upsample the alpha first")
+    shrink = max(1, min(height, width) // _FINEST)
+    image = _to_planes(np.array(Image.fromarray(image_HWC).reduce(shrink)))
+    alpha = _to_planes(np.array(Image.fromarray(alpha_HW).reduce(shrink)))
+    levels = [(image, alpha)]
+    while max(image.shape[2:]) > 2:
+        image, alpha = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (image, alpha))
+        levels.append((image, alpha))
+
+    layers = image.expand(2, -1, -1, -1)
+    for image, alpha in reversed(levels):
+        shares = _shares(alpha)
+        layers = F.interpolate(layers, image.shape[2:])
+        for _ in range(2):
+            layers = _explain(image, shares, _mean_around(layers, shares))
+
+    foreground_HWC = images.resize(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
+    alpha_HW = _to_floats(alpha_HW)
+    np.copyto(foreground_HWC, image_HWC, where=(alpha_HW > 0.5)[..., None])
+    soft = _soft_pixels(alpha_HW)
+    layers = _explain(_colours(image_HWC, soft), _shares(_column(alpha_HW, soft)), _at(layers, soft, width, height))
+    foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0].reshape(3, -1).T.numpy())
+    return foreground_HWC
+
+
+def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
+    if small_alpha_HW.shape == (height, width):
+        return small_alpha_HW.copy()
+    sharp = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
+    return np.array(Image.fromarray(sharp).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def _sharpen(values: Floats, target: int) -> Floats:
+    """Takes back, along the first axis, the averaging of `target` pixels into as many as there are."""
+    share = _SHARPENING * (1 - min(1, len(values) / target) ** 2)
+    before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
+    return ((1 + 2 * share) * values - share * (before + after)).astype(np.float32)
+
+
+def _shares(alpha: Tensor) -> Tensor:
+    """Of foreground and background in each pixel: (1, 1, H, W) -> (2, 1, H, W)."""
+    return torch.cat([alpha, 1 - alpha])
+
+
+def _explain(image: Tensor, shares: Tensor, layers: Tensor) -> Tensor:
+    """The (2, 3, H, W) nearest to `layers` that mix to the image, but for a tie that loosens towards alpha 1."""
+    residual = image - (shares * layers).sum(0)
+    return (layers + shares * residual / (shares.square().sum(0) + _TIE * shares[1])).clamp(0, 1)
+
+
+def _mean_around(planes: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `planes` over each pixel's 3 × 3, weighted; of all nine alike where there is no weight."""
+    weights = weights + 1e-3
+    sums = torch.cat([planes * weights, weights], 1).contiguous(memory_format=torch.channels_last)
+    taps = torch.tensor([1.0, 2.0, 1.0])
+    kernel = (taps[:, None] * taps).expand(sums.shape[1], 1, 3, 3)
+    sums = F.conv2d(sums, kernel, padding=1, groups=sums.shape[1])
+    return sums[:, :-1] / sums[:, -1:]
+
+
+def _soft_pixels(alpha_HW: Floats) -> NDArray[np.intp]:
+    """Flat indices of what is neither clear nor solid."""
+    return np.flatnonzero((alpha_HW > _SOLID) & (alpha_HW < 1 - _SOLID))
+
+
+def _at(planes: Tensor, places: NDArray[np.intp], width: int, height: int) -> Tensor:
+    """(B, C, h, w), as if enlarged to width × height, at flat `places` of that: (B, C, 1, N)."""
+    rows, columns = np.divmod(places, width)
+    grid = torch.from_numpy(np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1).astype(np.float32))
+    grid = grid.expand(len(planes), 1, -1, -1)
+    return F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+
+
+def _column(alpha_HW: Floats, places: NDArray[np.intp]) -> Tensor:
+    return torch.from_numpy(alpha_HW.ravel()[places])[None, None, None]
+
+
+def _colours(image_HWC: Pixels, places: NDArray[np.intp]) -> Tensor:
+    return _to_planes(image_HWC.reshape(1, -1, 3)[:, places])
+
+
+def _to_planes(pixels: Pixels) -> Tensor:
+    """(H, W, 3) or (H, W) uint8 -> (1, C, H, W) in [0, 1]."""
+    floats = torch.from_numpy(_to_floats(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))))
+    return floats[None]
+
+
+def _to_floats(pixels: Pixels) -> Floats:
+    return np.divide(pixels, 255, dtype=np.float32)
+
+
+def _to_pixels(values: Floats) -> Pixels:
+    return (values * 255 + 0.5).astype(np.uint8)

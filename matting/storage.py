@@ -1,0 +1,300 @@
+"""Where bytes live: URI -> filesystem; list, read and write whole objects.
+
+A URI is a local path, `file://path`, `s3://bucket/key`, or any scheme fsspec knows (`memory://`, `gs://`, ...). What
+follows the scheme is taken literally, as the names are stored: nothing is percent-decoded, and `#` and `?` are letters.
+Through here flow `key`s (paths relative to a URI, '/' between their parts), bytes, and `StoredFile` rows of a listing.
+
+Knows no images: what the bytes mean is for the caller.
+"""
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import fsspec.core
+from botocore.exceptions import ClientError
+from pyarrow import fs
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_AWS_ENDPOINT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+
+# pyarrow sends an object of up to 5 MiB in one request and a larger one in parts of 10 MiB: two parts.
+_SMALL_PROBE, _MULTIPART_PROBE = 1_000, 12_000_000
+
+# The fields by which fsspec's filesystems tell two versions of a file apart, best first.
+_FSSPEC_VERSION = ("etag", "ETag", "md5Hash", "mtime", "last_modified", "LastModified", "created")
+
+_NO_BUCKET = "the bucket does not exist; create it, or correct the URI"
+_DENIED = (
+    "access denied; allow these credentials s3:ListBucket on the bucket and s3:GetObject, s3:PutObject and "
+    "s3:DeleteObject on its objects"
+)
+_REGION = "the bucket is in another region; set AWS_REGION (boto3: AWS_DEFAULT_REGION) to the bucket's own"
+_EXPIRED = "the credentials have expired; renew them (for example `aws sso login`) and run again"
+_CREDENTIALS = "the store does not know these credentials; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
+_NO_CREDENTIALS = "no credentials were found; set AWS_PROFILE or AWS_ACCESS_KEY_ID, or run under a role that has access"
+_UNREACHABLE = "cannot connect; check the network, AWS_ENDPOINT_URL and the region"
+_BUSY = "the store asks for fewer requests; run again with less concurrency"
+
+# What an error means and what to do, by its code: botocore's (`NoSuchBucket`), pyarrow's (`NO_SUCH_BUCKET`; compared
+# without case and underscores), the HTTP status where an answer has no body, or the name of the errno or exception.
+_ADVICE = {
+    "nosuchbucket": _NO_BUCKET,
+    "404": _NO_BUCKET,
+    "accessdenied": _DENIED,
+    "forbidden": _DENIED,
+    "403": _DENIED,
+    "301": _REGION,
+    "permanentredirect": _REGION,
+    "authorizationheadermalformed": _REGION,
+    "expiredtoken": _EXPIRED,
+    "requestexpired": _EXPIRED,
+    "tokenretrievalerror": _EXPIRED,
+    "unauthorizedssotokenerror": _EXPIRED,
+    "invalidaccesskeyid": _CREDENTIALS,
+    "signaturedoesnotmatch": _CREDENTIALS,
+    "invalidtoken": _CREDENTIALS,
+    "nocredentialserror": _NO_CREDENTIALS,
+    "networkconnection": _UNREACHABLE,
+    "requesttimeout": _UNREACHABLE,
+    "endpointconnectionerror": _UNREACHABLE,
+    "connecttimeouterror": _UNREACHABLE,
+    "readtimeouterror": _UNREACHABLE,
+    "slowdown": _BUSY,
+    "503": _BUSY,
+    "eacces": "the file system denies access; correct the owner or mode of the folder, or choose another",
+    "erofs": "the file system is read-only; choose another folder",
+    "enospc": "the disk is full; make room or choose another",
+    "eexist": "a part of the path is a file, where a folder is needed; correct the path",
+    "enotdir": "a part of the path is a file, where a folder is needed; correct the path",
+    "eisdir": "this is a folder, where a file is needed; correct the path",
+    "unicodedecodeerror": "the name of a file in it is not UTF-8; rename the file",
+    "arrowinvalid": "S3 clients cannot name an object with an empty, '.' or '..' part in its path; rename it",
+    "importerror": "a package that speaks this scheme is not installed; install the one that the message names",
+}
+
+
+class StorageError(Exception):
+    """What URI, what went wrong, what to do: one paragraph, fit to be shown as it is."""
+
+
+class NotFoundError(StorageError):
+    """The store answered, and holds nothing at this URI: no such object, no such folder, or an empty one."""
+
+
+class StoredFile(NamedTuple):
+    """A row of a listing. `etag` changes when the file does: S3's ETag, or the modification time and size."""
+
+    key: str
+    size: int
+    etag: str
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a URI, and the path of the URI in it. Every filesystem of the project is made here.
+
+    S3 follows boto3's configuration (AWS_ENDPOINT_URL, profiles, roles), in the region of the bucket.
+
+    Raises:
+        StorageError: the scheme is unknown, or the bucket cannot be reached.
+    """
+    scheme, path = _split(uri)
+    with _explained(uri, "open"):
+        if scheme == "file":
+            return fs.LocalFileSystem(), str(Path(path).absolute())
+        if scheme == "s3":
+            return _s3(path.partition("/")[0])[1], path.rstrip("/")
+        remote, path = fsspec.core.url_to_fs(uri)
+        return fs.PyFileSystem(fs.FSSpecHandler(remote)), path
+
+
+def join(uri: str, key: str) -> str:
+    """The URI of a key below `uri`. A key with a `..` part, which would lead out of it, is a StorageError."""
+    if ".." in key.split("/"):
+        raise StorageError(f"Key {key!r} has a '..' part and would lead out of {uri}; rename the file.")
+    return f"{uri.rstrip('/')}/{key}"
+
+
+def exists(uri: str) -> bool:
+    """Whether an object (not a folder) is at this URI. Raises StorageError where the store does not say."""
+    filesystem_, path = filesystem(uri)
+    with _explained(uri, "look at"):
+        return bool(filesystem_.get_file_info(path).type == fs.FileType.File)
+
+
+def list_files(uri: str) -> list[StoredFile]:
+    """Every file below `uri`, in all its folders, sorted by key.
+
+    Raises:
+        NotFoundError: the folder or prefix does not exist or holds no file.
+        StorageError: the bucket does not exist or cannot be listed.
+    """
+    scheme, path = _split(uri)
+    with _explained(uri, "list"):
+        if scheme == "file":
+            files = list(_walk(Path(path), ""))
+        elif scheme == "s3":
+            files = list(_list_s3(*path.partition("/")[::2]))
+        else:
+            files = list(_list_fsspec(uri))
+    if not files:
+        raise NotFoundError(f"Nothing to list at {uri}: it holds no files; correct the URI, or put the files there.")
+    return sorted(files)
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole object. Raises NotFoundError where there is none, StorageError for any other reason."""
+    filesystem_, path = filesystem(uri)
+    with _explained(uri, "read"), filesystem_.open_input_file(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a whole object, or nothing: no reader ever sees a part of it. Local folders are created as needed.
+
+    Raises:
+        StorageError: nothing was written, and why.
+    """
+    filesystem_, path = filesystem(uri)
+    with _explained(uri, "write"):
+        if not isinstance(filesystem_, fs.LocalFileSystem):
+            with filesystem_.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Removes an object; one that is not there is no error. Raises StorageError."""
+    scheme, path = _split(uri)
+    with _explained(uri, "delete"):
+        if scheme == "file":
+            Path(path).unlink(missing_ok=True)
+        elif scheme == "s3":
+            # Not pyarrow's: that leaves an empty object in place of the folder.
+            bucket, key = path.partition("/")[::2]
+            _s3(bucket)[0].delete_object(Bucket=bucket, Key=key)
+        else:
+            remote, path = fsspec.core.url_to_fs(uri)
+            if remote.exists(path):
+                remote.rm_file(path)
+
+
+def check_writable(uri: str) -> None:
+    """Proves an output location before work is spent on it: writes, reads back and removes a small object and, where
+    it is not a local folder, one so large that it goes up in parts, which some S3-compatible stores garble silently.
+
+    Raises:
+        StorageError: what could not be done, or came back different, and what to do.
+    """
+    is_local = _split(uri)[0] == "file"
+    for size in (_SMALL_PROBE,) if is_local else (_SMALL_PROBE, _MULTIPART_PROBE):
+        probe = join(uri, f".matting-probe-{uuid.uuid4().hex}")
+        written = os.urandom(size)
+        write_bytes(probe, written)
+        try:
+            read = read_bytes(probe)
+        finally:
+            delete(probe)
+        if read != written:
+            raise StorageError(
+                f"Cannot use {uri}: an object of {size:,} bytes came back as {len(read):,} different ones. The store "
+                "may not know the checksums of current S3 clients: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+            )
+
+
+def _split(uri: str) -> tuple[str, str]:
+    match = _SCHEME.match(uri)
+    return (match[1].lower(), uri[match.end() :]) if match else ("file", uri)
+
+
+@lru_cache
+def _s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
+    """A boto3 client (listings with ETag) and a pyarrow filesystem (bytes, at half the CPU time), alike configured."""
+    # A session of its own: boto3's default one is not safe to use from several threads.
+    client = boto3.session.Session().client("s3")
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+        # Credentials for objects alone may not look at the bucket, yet are told its region.
+        if answer["Error"]["Code"] != "403":
+            raise
+    region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", client.meta.region_name)
+    endpoint = client.meta.endpoint_url
+    return client, fs.S3FileSystem(
+        region=region,
+        endpoint_override=None if _AWS_ENDPOINT.fullmatch(endpoint) else endpoint,
+        allow_delayed_open=True,  # a small object in one request, not the three of a multi-part upload
+    )
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            key = prefix + os.fsencode(entry.name).decode()
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), key + "/")
+            elif entry.is_file():
+                stat = entry.stat()
+                yield StoredFile(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+            elif entry.is_symlink():
+                yield StoredFile(key, 0, "broken-link")  # listed, so that whoever reads it learns that it is broken
+
+
+def _list_s3(bucket: str, folder: str) -> Iterator[StoredFile]:
+    prefix = folder.rstrip("/") + "/" if folder else ""
+    for page in _s3(bucket)[0].get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for row in page.get("Contents", ()):
+            # What some tools store in place of a folder: an empty object whose name ends in '/'.
+            if not (row["Size"] == 0 and row["Key"].endswith("/")):
+                yield StoredFile(row["Key"][len(prefix) :], row["Size"], row["ETag"].strip('"'))
+
+
+def _list_fsspec(uri: str) -> Iterator[StoredFile]:
+    remote, root = fsspec.core.url_to_fs(uri)
+    remote.invalidate_cache()
+    prefix = root.rstrip("/") + "/"
+    for path, info in remote.find(root, detail=True).items():
+        version = next((info[field] for field in _FSSPEC_VERSION if field in info), "")
+        if path.startswith(prefix):
+            yield StoredFile(path[len(prefix) :], info["size"], f"{version}-{info['size']:x}")
+
+
+@contextmanager
+def _explained(uri: str, action: str) -> Iterator[None]:
+    """Any error of a storage client, of which there is no common type, as a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"Cannot {action} {uri}: it does not exist; correct the URI.") from error
+    except Exception as error:
+        code = _code(error)
+        advice = _ADVICE.get(code.lower().replace("_", ""), "the store's own message follows")
+        raise StorageError(f"Cannot {action} {uri}: {advice}. [{code}: {error}]") from error
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, ClientError):
+        return str(error.response["Error"]["Code"])
+    if match := re.search(r"AWS Error (?:UNKNOWN \(HTTP status (\d+)\)|(\w+))", str(error)):
+        return match[1] or match[2]
+    if isinstance(error, OSError) and error.errno:
+        return errno.errorcode.get(error.errno, type(error).__name__)
+    return type(error).__name__

@@ -1,0 +1,133 @@
+"""The network: photo in, premultiplied cutout and alpha out.
+
+image_BCHW, float in [0, 1]  ->  UNet  ->  rgba_BCHW, float in [-1, 1]
+
+Scaling to the network's own range happens inside the model, so that no caller can forget it. This file knows the shape
+of the network and nothing else: no losses, no devices, no files.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Relu = Literal["layer", "block"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the network.
+
+    Args:
+        width: channels of the first level; each level down doubles them.
+        depth: how often the picture is halved.
+        relu: "layer" puts a ReLU after every convolution of a block, "block" only after the second, as in the seed's
+            published code.
+    """
+
+    width: int = 32
+    depth: int = 3
+    relu: Relu = "layer"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(f"UNet needs width >= 1 and depth >= 1, got width {self.width} and depth {self.depth}")
+        if self.relu not in ("layer", "block"):
+            raise ValueError(f"relu is 'layer' or 'block', got {self.relu!r}")
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3×3 convolutions, each with BatchNorm and no bias."""
+
+    def __init__(self, channels_in: int, channels_out: int, relu: Relu) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        ]
+        if relu == "layer":
+            layers.append(nn.ReLU(inplace=True))
+        layers += [
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        ]
+        super().__init__(*layers)
+
+
+class Up(nn.Module):
+    """Double the resolution, join the encoder's features of that level, convolve twice."""
+
+    def __init__(self, channels_in: int, channels_out: int, relu: Relu) -> None:
+        super().__init__()
+        self.grow = nn.Sequential(
+            nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+        self.merge = DoubleConv(2 * channels_out, channels_out, relu)
+
+    def forward(self, features_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
+        merged: Tensor = self.merge(torch.cat([self.grow(features_BCHW), skip_BCHW], dim=1))
+        return merged
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) of the design: 2,444,600 parameters at width 32 and depth 3.
+
+    Args:
+        config: its shape.
+
+    Call with ``image_BCHW``, float in [0, 1], 3 channels, any height and width: sides that are no multiple of 2**depth
+    are padded by reflection, and the output is cropped back. Returns ``rgba_BCHW`` in [-1, 1]: channels 0 to 2 are the
+    image premultiplied by alpha, channel 3 is alpha.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width * 2**level for level in range(config.depth + 1)]
+        self.down = nn.ModuleList(
+            DoubleConv(channels_in, channels_out, config.relu)
+            for channels_in, channels_out in zip([3, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(Up(channels_in, channels_in // 2, config.relu) for channels_in in reversed(widths[1:]))
+        self.head = nn.Sequential(
+            nn.Conv2d(config.width, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        )
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        height, width = image_BCHW.shape[-2:]
+        features = pad_to_multiple(image_BCHW * 2 - 1, 2**self.config.depth)
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            if level:
+                skips.append(features)
+                features = functional.max_pool2d(features, 2)
+            features = block(features)
+        for block in self.up:
+            features = block(features, skips.pop())
+        rgba: Tensor = torch.tanh(self.head(features))
+        return rgba[..., :height, :width]
+
+
+def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
+    """Pad at the right and below until both sides are multiples of ``multiple``.
+
+    By reflection; a side too short to be reflected that far repeats its last row or column instead.
+    """
+    for axis in (-1, -2):
+        side = image_BCHW.shape[axis]
+        missing = -side % multiple
+        if missing:
+            amounts = (0, missing, 0, 0) if axis == -1 else (0, 0, 0, missing)
+            image_BCHW = functional.pad(image_BCHW, amounts, mode="reflect" if missing < side else "replicate")
+    return image_BCHW
+
+
+def alpha_of(rgba_BCHW: Tensor) -> Tensor:
+    """The network's alpha, from [-1, 1] to [0, 1]: rgba_BCHW -> alpha_B1HW."""
+    return (rgba_BCHW[:, 3:4] + 1) / 2
