@@ -71,17 +71,14 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> None:
     Raises:
         ClusterError: it does not fit.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        found = ray.cluster_resources()
-    else:
+    cores = os.cpu_count() or 1
+    if not ray.is_initialized() and cpus <= cores:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
-        cores = os.cpu_count() or 1
-        found = {"CPU": float(cores), "GPU": 0.0}
-        if cpus <= cores:
-            # One logical core more than there are, for reading beside workers that hold them all.
-            ray.init(num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-            found = ray.cluster_resources()
+        # One logical core more than there are, for reading beside workers that hold them all.
+        ray.init(num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    found = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(cores)}
     if cpus + reading > found.get("CPU", 0) or gpus > found.get("GPU", 0):
         raise ClusterError(
             f"{what} need {cpus:g} CPUs, {reading:g} for reading and {gpus:g} GPUs; the cluster has "

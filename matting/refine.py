@@ -24,15 +24,17 @@ Floats = NDArray[np.float32]
 # moment gives 1/12; since alpha is nearly binary and clipped afterwards, three times as much is closest to true mattes.
 _SHARPENING = 0.25
 
-# What `guided` believes: the variance of alpha is _DOUBT · alpha (1 - alpha), that of a pixel's colour around its
-# layer's mean is _SPREAD times the measured one, plus _NOISE.
-_DOUBT = 0.3
-_SPREAD = 0.3
-_NOISE = 0.02
+# `guided`: the variance of a colour around its layer's mean, as a multiple of the measured one plus a constant, in units
+# of the variance alpha (1 - alpha) that it grants the interpolated alpha.
+_SPREAD = 1.0
+_NOISE = 0.07
 
-# `foreground`: how firmly the colours around a half-transparent pixel bind it, and the pyramid's finest level.
+# `foreground`: sides of the pyramid's ends in pixels, and how firmly the layers around a pixel bind its own.
+_FINEST = 96
+_COARSEST = 8
 _TIE = 0.05
-_FINEST = 128
+
+# An alpha nearer to 0 or 1 than this counts as clear or solid, and neither alpha nor colour is looked for there.
 _SOLID = 0.02
 
 
@@ -87,7 +89,7 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels) -> Pixels:
 
     across = mean[0] - mean[1]
     residual = _colours(image_HWC, soft)[0] - (_shares(alpha) * mean).sum(0)
-    doubt = _DOUBT * alpha[0] * (1 - alpha[0])
+    doubt = alpha[0] * (1 - alpha[0])
     step = doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
     alpha_HW.ravel()[soft] = (alpha + step).clamp(0, 1).numpy().ravel()
     return _to_pixels(alpha_HW)
@@ -118,27 +120,27 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
     height, width = image_HWC.shape[:2]
     if alpha_HW.shape != (height, width):
         raise ValueError(f"alpha is {alpha_HW.shape}, its image {(height, width)}: upsample the alpha first")
-    shrink = max(1, min(height, width) // _FINEST)
+    shrink = max(1, round(min(height, width) / _FINEST))
     image = _to_planes(np.array(Image.fromarray(image_HWC).reduce(shrink)))
     alpha = _to_planes(np.array(Image.fromarray(alpha_HW).reduce(shrink)))
     levels = [(image, alpha)]
-    while max(image.shape[2:]) > 2:
-        image, alpha = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (image, alpha))
+    while max(image.shape[2:]) > _COARSEST:
+        image, alpha = (F.avg_pool2d(planes, 2, ceil_mode=True) for planes in (image, alpha))
         levels.append((image, alpha))
 
     layers = image.expand(2, -1, -1, -1)
-    for image, alpha in reversed(levels):
-        shares = _shares(alpha)
+    for level, (image, alpha) in enumerate(reversed(levels)):
         layers = F.interpolate(layers, image.shape[2:])
-        for _ in range(2):
-            layers = _explain(image, shares, _mean_around(layers, shares))
+        for _ in range(2 if level else 8):  # the coarsest starts from two layers that are alike
+            layers = _explain(image, _shares(alpha), _mean_around(layers, _shares(alpha)))
 
-    foreground_HWC = images.resize(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
-    alpha_HW = _to_floats(alpha_HW)
-    np.copyto(foreground_HWC, image_HWC, where=(alpha_HW > 0.5)[..., None])
-    soft = _soft_pixels(alpha_HW)
-    layers = _explain(_colours(image_HWC, soft), _shares(_column(alpha_HW, soft)), _at(layers, soft, width, height))
-    foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0].reshape(3, -1).T.numpy())
+    smooth_HWC = images.resize(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
+    foreground_HWC = np.where((alpha_HW >= 128)[..., None], image_HWC, smooth_HWC)
+    opacity_HW = _to_floats(alpha_HW)
+    soft = _soft_pixels(opacity_HW)
+    layers = _at(layers, soft, width, height)
+    layers = _explain(_colours(image_HWC, soft), _shares(_column(opacity_HW, soft)), layers)
+    foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0, :, 0].T.numpy())
     return foreground_HWC
 
 
@@ -185,7 +187,9 @@ def _soft_pixels(alpha_HW: Floats) -> NDArray[np.intp]:
 def _at(planes: Tensor, places: NDArray[np.intp], width: int, height: int) -> Tensor:
     """(B, C, h, w), as if enlarged to width × height, at flat `places` of that: (B, C, 1, N)."""
     rows, columns = np.divmod(places, width)
-    grid = torch.from_numpy(np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1).astype(np.float32))
+    grid = torch.from_numpy(
+        np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1).astype(np.float32)
+    )
     grid = grid.expand(len(planes), 1, -1, -1)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
 

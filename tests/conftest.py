@@ -1,5 +1,6 @@
 """Fixtures that several test modules share: a real object store, and fresh buckets in it."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+import ray
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +45,25 @@ def bucket(object_store: str) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.session.Session().client("s3", endpoint_url=object_store).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(object_store: str) -> Iterator[None]:
+    """One local Ray cluster for all tests that run a job in this process. Its workers know the object store."""
+    del object_store
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            num_cpus=3,
+            object_store_memory=500_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _wait_until_it_answers(server: subprocess.Popen, port: int, seconds: float = 30) -> None:

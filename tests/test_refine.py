@@ -1,0 +1,180 @@
+"""Alphas at full size and foreground colours: against a slow reference, and for what they are there for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from matting import images, refine
+from matting.synthetic import draw_person
+from tests.reference import refine as reference
+
+AISEGMENT = Path(__file__).parents[2] / "shared" / "data" / "pairs" / "aisegment"
+
+sides = st.integers(1, 90)
+
+
+def bicubic(small_alpha, width, height):
+    return np.array(Image.fromarray(small_alpha).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def mad(pred_alpha, true_alpha):
+    return np.abs(pred_alpha.astype(float) - true_alpha).mean()
+
+
+def disc(width, height, softness):
+    """Alpha of a disc, with an edge `softness` pixels wide."""
+    rows, columns = np.mgrid[:height, :width]
+    distance = np.hypot(rows - 0.45 * height, columns - 0.5 * width)
+    return np.rint(255 * np.clip((0.3 * height - distance) / softness + 0.5, 0, 1)).astype(np.uint8)
+
+
+def mixed(front, back, alpha):
+    opacity = alpha[..., None] / 255
+    return np.rint(opacity * front + (1 - opacity) * back).astype(np.uint8)
+
+
+def textured(colour, shape, seed):
+    noise = np.random.default_rng(seed).normal(0, 8, (*shape, 3))
+    return np.clip(np.array(colour) + noise, 0, 255)
+
+
+@given(st.integers(0, 255), sides, sides, sides, sides)
+def test_a_constant_alpha_stays_as_it_is(value, small_width, small_height, width, height):
+    small_alpha = np.full((small_height, small_width), value, np.uint8)
+    assert (refine.upsample(small_alpha, width, height) == np.full((height, width), value)).all()
+
+
+@given(sides, sides, st.integers(0, 99))
+def test_what_is_clear_or_solid_everywhere_is_so_at_full_size_whatever_the_photo_shows(width, height, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    for value in (0, 255):
+        assert (refine.guided(np.full((16, 16), value, np.uint8), image) == value).all()
+
+
+def test_an_alpha_of_the_photos_size_is_returned_as_it_is():
+    alpha = np.random.default_rng(0).integers(0, 256, (30, 20), np.uint8)
+    assert (refine.upsample(alpha, 20, 30) == alpha).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 50), (41, 23), (16, 16), (7, 90), (1, 1)])
+def test_upsample_is_the_slow_reference(width, height):
+    small_alpha = np.random.default_rng(1).integers(0, 256, (16, 16), np.uint8)
+    expected = reference.upsample(small_alpha / 255, width, height, refine._SHARPENING)
+    assert np.abs(refine.upsample(small_alpha, width, height) - 255 * expected).max() < 0.51
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 50), (23, 41)])
+def test_guided_is_the_slow_reference(width, height):
+    alpha = disc(width, height, softness=4)
+    image = mixed(textured((200, 120, 60), alpha.shape, 2), textured((60, 130, 160), alpha.shape, 3), alpha)
+    small_alpha = images.resize(alpha, 16, 16)
+    expected = reference.guided(
+        small_alpha / 255,
+        image / 255,
+        refine._SHARPENING,
+        refine._SPREAD,
+        refine._NOISE,
+        refine._SOLID,
+    )
+    # The reduced photo is rounded to 8 bits in one and not in the other.
+    assert np.abs(refine.guided(small_alpha, image) - 255 * expected).max() < 2
+
+
+@pytest.mark.parametrize("softness", [1, 3, 8])
+def test_upsample_takes_back_the_blur_of_reducing(softness):
+    alpha = disc(480, 640, softness)
+    small_alpha = images.resize(alpha, 128, 128)
+    assert mad(refine.upsample(small_alpha, 480, 640), alpha) < 0.6 * mad(bicubic(small_alpha, 480, 640), alpha)
+
+
+def test_guided_moves_a_misplaced_edge_to_where_the_colours_change():
+    alpha = disc(240, 320, softness=2)
+    image = mixed(textured((190, 140, 110), alpha.shape, 4), textured((60, 90, 130), alpha.shape, 5), alpha)
+    misplaced = images.resize(np.roll(alpha, (3, -2), (0, 1)), 64, 64)
+    interpolated = refine.upsample(misplaced, 240, 320)
+    assert mad(refine.guided(misplaced, image), alpha) < 0.9 * mad(interpolated, alpha)
+
+
+def test_guided_learns_nothing_from_a_photo_of_one_colour():
+    small_alpha = images.resize(disc(240, 320, softness=5), 64, 64)
+    grey = np.full((320, 240, 3), 127, np.uint8)
+    assert np.abs(refine.guided(small_alpha, grey).astype(int) - refine.upsample(small_alpha, 240, 320)).max() <= 1
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_on_figures_with_exact_alpha_guided_beats_upsample_beats_bicubic(index):
+    image, alpha = draw_person(0, index, 300, 400)
+    small_alpha = images.resize(alpha, 128, 128)
+    errors = [
+        mad(pred, alpha)
+        for pred in (
+            refine.guided(small_alpha, image),
+            refine.upsample(small_alpha, 300, 400),
+            bicubic(small_alpha, 300, 400),
+        )
+    ]
+    assert errors == sorted(errors)
+
+
+@pytest.mark.skipif(not AISEGMENT.exists(), reason="needs the real photos in ../shared/data/pairs/aisegment")
+def test_on_real_mattes_guided_beats_upsample_beats_bicubic():
+    errors = []
+    for path in sorted(AISEGMENT.glob("clip_img/*/*/*.jpg"))[::5]:
+        matte = Path(str(path).replace("clip_img", "matting").replace("clip_0", "matting_0")).with_suffix(".png")
+        image = images.decode_image(path.read_bytes())
+        alpha = images.decode_alpha(matte.read_bytes())
+        small_alpha = images.resize(alpha, 128, 128)
+        height, width = alpha.shape
+        upsampled = refine.upsample(small_alpha, width, height)
+        guided = refine.guided(small_alpha, image)
+        errors.append([mad(pred, alpha) for pred in (guided, upsampled, bicubic(small_alpha, width, height))])
+    guided, upsampled, plain = np.mean(errors, axis=0)
+    assert guided < upsampled < 0.6 * plain
+
+
+def test_foreground_gives_a_cutout_without_the_old_background():
+    alpha = disc(240, 320, softness=12)
+    front, back = textured((200, 150, 120), alpha.shape, 6), textured((20, 160, 40), alpha.shape, 7)
+    image = mixed(front, back, alpha)
+    new_back = np.zeros_like(front)
+    truth = mixed(front, new_back, alpha).astype(int)
+    soft = (alpha > 0) & (alpha < 255)
+    naive = np.abs(mixed(image, new_back, alpha) - truth)[soft].mean()
+    ours = np.abs(mixed(refine.foreground(image, alpha), new_back, alpha) - truth)[soft].mean()
+    assert ours < 0.25 * naive
+
+
+def test_foreground_keeps_opaque_pixels_and_carries_their_colour_into_transparent_ones():
+    alpha = disc(240, 320, softness=6)
+    image = mixed(np.array([200, 150, 120]), np.array([20, 160, 40]), alpha)
+    foreground = refine.foreground(image, alpha)
+    assert (foreground[alpha == 255] == image[alpha == 255]).all()
+    assert np.abs(foreground.astype(int) - [200, 150, 120]).max() <= 6
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_foreground_of_any_size_and_any_alpha(width, height, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    alpha = rng.choice(np.array([0, 100, 255], np.uint8), (height, width))
+    foreground = refine.foreground(image, alpha)
+    assert foreground.shape == image.shape
+    assert (foreground[alpha == 255] == image[alpha == 255]).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 20_000), (20_000, 10), (1, 300)])
+def test_extreme_shapes(width, height):
+    image = np.random.default_rng(8).integers(0, 256, (height, width, 3), np.uint8)
+    alpha = refine.guided(disc(128, 128, softness=4), image)
+    assert alpha.shape == (height, width)
+    assert refine.foreground(image, alpha).shape == (height, width, 3)
+
+
+def test_foreground_wants_the_alpha_at_the_photos_size():
+    with pytest.raises(ValueError, match=r"alpha is \(128, 128\), its image \(320, 240\)"):
+        refine.foreground(np.zeros((320, 240, 3), np.uint8), np.zeros((128, 128), np.uint8))

@@ -1,0 +1,113 @@
+"""The Ray Data reads: what order rows come in, and what happens to those that cannot be decoded."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from jobs import streams
+from matting.collection import PairOptions, Rows, open_pairs
+from tests.drawing import write_folders
+
+SIZE = 16
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Rows:
+    """Some 160 people: three pieces of a shuffle."""
+    return open_pairs("synthetic", PairOptions(synthetic_pairs=200)).splits["train"]
+
+
+def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[list[str]]:
+    """The keys of so many passes, as a worker would see them."""
+    (shard,) = dataset.streaming_split(1, equal=True)
+    for _ in range(count):
+        yield [key for part in streams.batches(shard, batch) for key in part["key"]]
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> None:
+    dataset = streams.epochs(drawn, SIZE, 0, 0, streams.Rejected.remote())
+    orders = list(passes(dataset, 3))
+    assert len({tuple(order) for order in orders}) == 3
+    assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(example.key for example in drawn.examples(8)))}
+
+
+def test_the_order_follows_from_seed_and_epoch_alone(drawn: Rows) -> None:
+    rejected = streams.Rejected.remote()
+    epochs = partial(streams.epochs, drawn, SIZE)
+    first, second, third = passes(epochs(0, 0, rejected), 3)
+    assert list(passes(epochs(0, 0, rejected), 2)) == [first, second]
+    assert list(passes(epochs(0, 2, rejected), 1)) == [third]
+    assert list(passes(epochs(1, 0, rejected), 1)) != [first]
+
+
+def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
+    rejected = streams.Rejected.remote()
+    counted: list[int] = []
+    cached = streams.cache(drawn, SIZE, rejected, counted.append)
+    assert sum(counted) == len(cached) == len(drawn)
+    for rows in (drawn, cached):
+        (shard,) = streams.epochs(rows, SIZE, 3, 1, rejected).streaming_split(1, equal=True)
+        found = list(streams.batches(shard, 32))
+        if rows is drawn:
+            expected = found
+    for one, other in zip(expected, found, strict=True):
+        for name in ("key", "image", "alpha"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_rows_hold_what_the_collection_holds(drawn: Rows) -> None:
+    some = drawn.take(np.arange(5))
+    (shard,) = streams.in_order(some, SIZE, streams.Rejected.remote()).streaming_split(1)
+    (batch,) = streams.batches(shard, 8)
+    for number, example in enumerate(some.examples(SIZE)):
+        assert batch["key"][number] == example.key
+        np.testing.assert_array_equal(batch["image"][number], example.image)
+        np.testing.assert_array_equal(batch["alpha"][number], example.alpha)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_bad_pairs_are_left_out_and_named(tmp_path: Path, kept: bool) -> None:
+    write_folders(tmp_path, 20, 24)
+    (tmp_path / "images/person-003.png").write_bytes(b"")
+    (tmp_path / "mattes/person-011.png").write_bytes(b"<html>not found</html>")
+    rows = open_pairs(str(tmp_path), PairOptions()).splits["train"]
+    rejected = streams.Rejected.remote()
+    if kept:
+        rows = streams.cache(rows, SIZE, rejected, [].append)
+    orders = list(passes(streams.epochs(rows, SIZE, 0, 0, rejected), 2))
+    reasons = ray.get(rejected.all.remote())
+    assert set(reasons) <= {"images/person-003.png", "images/person-011.png"}
+    assert reasons
+    assert all(reasons.values())
+    for order in orders:
+        assert len(order) == len(rows) - len(reasons)
+        assert not set(order) & set(reasons)
+
+
+def test_a_mix_is_a_shuffle_of_whole_pieces() -> None:
+    order = streams.epoch_order(5000, 0, 0, 0)
+    assert max(len(mix) for mix in order) == streams.MIX
+    assert sorted(np.concatenate(order)) == list(range(5000))
+    pieces = {index // streams.PIECE for index in order[0]}
+    assert len(pieces) == streams.MIX // streams.PIECE
+    assert any(np.diff(order[0]) != 1)
+    assert [mix.tolist() for mix in streams.epoch_order(5000, 0, 1, 0)] == [
+        mix.tolist() for mix in streams.epoch_order(5000, 0, 0, 1)
+    ]
+
+
+def test_what_does_not_fit_the_object_store_is_not_cached() -> None:
+    room = ray.cluster_resources()["object_store_memory"] * streams.CACHE_SHARE
+    per_row = SIZE * SIZE * 4
+    fits, sentence = streams.cache_fits(int(room / per_row), SIZE)
+    assert fits
+    assert "kept in the object store" in sentence
+    fits, sentence = streams.cache_fits(int(room / per_row) + 2, SIZE)
+    assert not fits
+    assert "anew in every epoch" in sentence
