@@ -185,3 +185,8 @@ class Progress:
 def absolute(uri: str) -> str:
     """A local folder as an absolute path: workers have another working directory. URIs stay as they are."""
     return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def absolute_each(data: str) -> str:
+    """The same for URIs with commas between; "synthetic" is none."""
+    return data if data == "synthetic" else ",".join(absolute(uri.strip()) for uri in data.split(",") if uri.strip())

@@ -36,7 +36,7 @@ def parse(config_type: type[T], argv: Sequence[str], presets: Callable[[Namespac
     parser = ArgumentParser(prog=f"python jobs/{job_name(config_type)}.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(config_type)
-    arguments = [dashes_to_underscores(argument) for argument in argv]
+    arguments = config_files_first([dashes_to_underscores(argument) for argument in argv])
     try:
         given = parser.parse_args(arguments)
         if presets:
@@ -44,7 +44,7 @@ def parse(config_type: type[T], argv: Sequence[str], presets: Callable[[Namespac
             given = parser.parse_args(preset_arguments + arguments)
         return config_type(**{field.name: given[field.name] for field in fields(config_type)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(explain(str(error), [field.name for field in fields(config_type)])) from error  # type: ignore[arg-type]
+        raise ConfigError(explain(str(error), ["config", *(field.name for field in fields(config_type))])) from error  # type: ignore[arg-type]
 
 
 def job_name(config_type: type[Any]) -> str:
@@ -58,10 +58,19 @@ def dashes_to_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
+def config_files_first(arguments: Sequence[str]) -> list[str]:
+    """The parser lets later ones win, and a file must not override an option beside it."""
+    of_files = [
+        argument.startswith("--config=") or "--config" in (before, argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    return [argument for _, argument in sorted(zip(of_files, arguments, strict=True), key=lambda pair: not pair[0])]
+
+
 def explain(message: str, valid: Sequence[str]) -> str:
     """The parser's message on one line; for an unknown option, the nearest and all valid ones."""
     message = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: --(\w+)|Option '(\w+)' is not accepted", message)
+    unknown = re.search(r"unrecognized arguments: --(\w+)|Option '(.+?)' is not accepted", message)
     if not unknown:
         return message
     name = unknown[1] or unknown[2]

@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         storage.list_files(predictions)  # an empty or missing place is an error at once
         alphas, source = FileAlphas(predictions), predictions
     pairs = open_pairs(
-        options.data,
+        cluster.absolute_each(options.data),
         PairOptions(options.layout, options.split_seed, options.max_unpaired_fraction, options.synthetic_pairs),
     )
     splits = SPLITS if options.split == "all" else (options.split,)

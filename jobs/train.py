@@ -142,7 +142,7 @@ def presets(options: Namespace) -> list[Path]:
 def main(argv: Sequence[str]) -> None:
     """Train, or say that there is nothing left to do; then make the page."""
     options = config.parse(TrainConfig, argv, presets)
-    pairs = open_pairs(options.data, options.pair_options())
+    pairs = open_pairs(cluster.absolute_each(options.data), options.pair_options())
     for split in ("train", "val"):
         if not pairs.keys[split]:
             raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")

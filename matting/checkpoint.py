@@ -11,7 +11,6 @@ A model's identity is the SHA-256 of config.json followed by model.safetensors. 
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,11 +100,14 @@ def load(uri: str) -> Checkpoint:
         model = UNet(UNetConfig(**config["model"]))
         model.load_state_dict(load_tensors(weights_bytes))
         size = int(config["size"])
-        metrics = json.loads(storage.read_bytes(storage.join(uri, "metrics.json")))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{uri} is damaged or not ours: config.json and model.safetensors do not describe one network ({error})."
         ) from error
+    try:
+        metrics = json.loads(storage.read_bytes(storage.join(uri, "metrics.json")))
+    except ValueError as error:
+        raise CheckpointError(f"{uri}/metrics.json is damaged ({error}).") from error
     identity = hashlib.sha256(config_bytes + weights_bytes).hexdigest()
     return Checkpoint(model.eval(), size, config, metrics, identity)
 
@@ -119,7 +121,7 @@ def load_train_state(uri: str) -> dict[str, Any]:
     data = storage.read_bytes(storage.join(uri, "train_state.pt"))
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of any type, when the bytes are a stranger's
         raise CheckpointError(f"{uri}/train_state.pt is damaged or holds more than tensors ({error}).") from error
     return state
 

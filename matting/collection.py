@@ -136,8 +136,11 @@ class Pairs:
         return {split: len(rows) for split, rows in self.splits.items()}
 
     def example(self, split: str, key: str) -> Example:
-        """One pair at its own size."""
-        place = bisect_left(self.keys[split], key)
+        """One pair at its own size. Raises KeyError if there is none of this key."""
+        keys = self.keys[split]
+        place = bisect_left(keys, key)
+        if keys[place : place + 1] != [key]:
+            raise KeyError(f"{key!r} is not in split {split!r}")
         return next(self.splits[split].take(np.array([place])).examples(None))
 
 
@@ -211,7 +214,8 @@ def index_raw(uri: str, options: PairOptions) -> Index:
 def index_packed(uri: str, options: PairOptions) -> Index:  # noqa: ARG001 - what was packed has its splits already
     """Columns key, split, part, row_group, row."""
     description = shards.read_description(uri)
-    return shards.read_index(uri, description), (), shards.fingerprint(description)
+    left_out = [(key, reason) for key, reason in description["unpaired"] + description["rejected"]]
+    return shards.read_index(uri, description), left_out, shards.fingerprint(description)
 
 
 def draw_pairs(options: PairOptions) -> Pairs:
@@ -229,7 +233,7 @@ def draw_pairs(options: PairOptions) -> Pairs:
 
 def synthetic_key(number: int) -> str:
     """Keys of drawn people."""
-    return f"synthetic/{number:06d}"
+    return f"synthetic/{number:09d}"
 
 
 def prefix_keys(table: pa.Table, prefix: str) -> pa.Table:

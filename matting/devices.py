@@ -61,12 +61,13 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(features_BCHW)
         x = features_BCHW.float()
-        count = torch.full((1,), x.numel() / x.shape[1])
-        values = torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3)), count])
-        sums = _SumOverWorkers.apply(values)  # type: ignore[no-untyped-call]
-        total, squares, count = sums.split([self.num_features, self.num_features, 1])
-        mean = total / count
-        variance = (squares / count - mean * mean).clamp_min(0)
+        own_count = torch.full((1,), x.numel() / x.shape[1])
+        sums = sum_with_gradient(torch.cat([x.sum((0, 2, 3)), own_count]))
+        count = sums[-1]
+        mean = sums[:-1] / count
+        # A second exchange, since a mean of squares less a squared mean has few digits left where the mean is large.
+        centred = x - mean[:, None, None]
+        variance = sum_with_gradient((centred * centred).sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -74,10 +75,15 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
             assert self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)  # unbiased, as torch keeps it
+            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)  # unbiased, as torch's
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(features_BCHW.dtype)
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(features_BCHW.dtype)
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """The values summed over all workers; gradients flow back to every worker's."""
+    summed: Tensor = _SumOverWorkers.apply(values)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _SumOverWorkers(torch.autograd.Function):

@@ -33,6 +33,9 @@ Pixels = NDArray[np.uint8]
 # million, so that this is the only one.
 MAX_PIXELS = 80_000_000
 
+# Less than the network's first step down leaves a pixel of: a placeholder, not a photo with its matte.
+MIN_PAIR_SIDE = 8
+
 # How far apart the channels of a matte that is stored as RGB may lie, after JPEG's rounding. A photo's lie further.
 _GREY_TOLERANCE = 16
 
@@ -123,7 +126,11 @@ def check_same_aspect(image_HWC: Pixels, alpha_HW: Pixels) -> None:
 
 
 def decode_pair(image_bytes: bytes, matte_bytes: bytes) -> tuple[Pixels, Pixels]:
-    """Decodes a photo and its matte to image_HWC and alpha_HW. Raises BadImage, naming which of the two it is about."""
+    """Decodes a photo and its matte to image_HWC and alpha_HW.
+
+    Raises:
+        BadImage: one of the two cannot be used, or both are not of the same picture; says which.
+    """
     try:
         image_HWC = decode_image(image_bytes)
     except BadImage as error:
@@ -132,6 +139,10 @@ def decode_pair(image_bytes: bytes, matte_bytes: bytes) -> tuple[Pixels, Pixels]
         alpha_HW = decode_alpha(matte_bytes)
     except BadImage as error:
         raise BadImage(f"matte: {error}") from error
+    for what, array in (("image", image_HWC), ("matte", alpha_HW)):
+        height, width = array.shape[:2]
+        if min(height, width) < MIN_PAIR_SIDE:
+            raise BadImage(f"{what}: {width}×{height} pixels, fewer than {MIN_PAIR_SIDE} a side")
     check_same_aspect(image_HWC, alpha_HW)
     return image_HWC, alpha_HW
 

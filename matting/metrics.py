@@ -139,7 +139,7 @@ class MetricSums:
         """
         if not self.n:
             raise ValueError("no image was measured, so there is no mean; check that the split is not empty")
-        return {name: total / self.n for name, total in self.sums.items()} | {"n": self.n}
+        return {"n": self.n} | {name: total / self.n for name, total in self.sums.items()}
 
 
 def _gradient_magnitude(alpha_HW: Alpha) -> Alpha:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from matting import images
+from matting import images, refine
 from matting.checkpoint import Checkpoint
 from matting.devices import Precision, autocast_dtype
 from matting.images import Pixels
@@ -26,7 +26,7 @@ class Predictor:
     Args:
         loaded: the checkpoint.
         device: to run on.
-        precision: of the convolutions; "auto" is bf16 where the hardware has it (within 2/255 of fp32).
+        precision: of the convolutions; "auto" is bf16 where the hardware has it (on average within 1/255 of fp32).
         micro_batch: pictures the network sees at once. Always as many, the last batch padded, so that a photo's alpha
             does not depend on its neighbours; small, so that on a CPU the features stay in its cache.
     """
@@ -64,7 +64,7 @@ class Predictor:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
         squashed = np.stack([images.resize(image, self.size, self.size) for image in images_HWC])
         return [
-            images.resize(alpha, image.shape[1], image.shape[0])
+            refine.upsample(alpha, image.shape[1], image.shape[0])
             for alpha, image in zip(self.small_alphas(squashed), images_HWC, strict=True)
         ]
 

@@ -24,10 +24,12 @@ Floats = NDArray[np.float32]
 # moment gives 1/12; since alpha is nearly binary and clipped afterwards, three times as much is closest to true mattes.
 _SHARPENING = 0.25
 
-# `guided`: the variance of a colour around its layer's mean, as a multiple of the measured one plus a constant, in units
-# of the variance alpha (1 - alpha) that it grants the interpolated alpha.
-_SPREAD = 1.0
-_NOISE = 0.07
+# `guided` looks at the photo at this multiple of the small alpha's size: what is finer is noise more often than edge.
+# The variance of a colour is a multiple of the measured one plus a constant, in units of the variance alpha (1 - alpha)
+# that the interpolated alpha is granted.
+_DETAIL = 2
+_SPREAD = 0.5
+_NOISE = 0.03
 
 # `foreground`: sides of the pyramid's ends in pixels, and how firmly the layers around a pixel bind its own.
 _FINEST = 96
@@ -76,20 +78,23 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels) -> Pixels:
     TPAMI 2008; coefficients at low resolution as in He & Sun, "Fast guided filter", arXiv:1505.00996, 2015.
     """
     height, width = image_HWC.shape[:2]
-    small_alpha = _to_floats(small_alpha_HW)
-    alpha_HW = _interpolate(small_alpha, width, height)
+    small_height, small_width = small_alpha_HW.shape
+    alpha_HW = _interpolate(_to_floats(small_alpha_HW), width, height)
     soft = _soft_pixels(alpha_HW)
-    alpha = _column(alpha_HW, soft)
 
-    image = _to_planes(images.resize(image_HWC, *small_alpha_HW.shape[::-1]))
-    moments = torch.cat([image, image.square().sum(1, keepdim=True)], 1)
-    moments = _at(_mean_around(moments, _shares(_to_planes(small_alpha_HW))), soft, width, height)
+    photo_HWC = images.resize(image_HWC, min(width, _DETAIL * small_width), min(height, _DETAIL * small_height))
+    small = _to_planes(images.resize(photo_HWC, small_width, small_height))
+    moments = torch.cat([small, small.square().sum(1, keepdim=True)], 1)
+    moments = _mean_around(moments, _shares(_to_planes(small_alpha_HW)))
+
+    grid = _grid(soft, width, height)
+    moments = _at(moments, grid)
     mean, square = moments[:, :3], moments[:, 3]
     variance = (square - mean.square().sum(1)).sum(0)
-
+    alpha = _column(alpha_HW, soft)
     across = mean[0] - mean[1]
-    residual = _colours(image_HWC, soft)[0] - (_shares(alpha) * mean).sum(0)
-    doubt = alpha[0] * (1 - alpha[0])
+    residual = _at(_to_planes(photo_HWC), grid)[0] - (_shares(alpha) * mean).sum(0)
+    doubt = (alpha * (1 - alpha))[0]
     step = doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
     alpha_HW.ravel()[soft] = (alpha + step).clamp(0, 1).numpy().ravel()
     return _to_pixels(alpha_HW)
@@ -138,24 +143,25 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
     foreground_HWC = np.where((alpha_HW >= 128)[..., None], image_HWC, smooth_HWC)
     opacity_HW = _to_floats(alpha_HW)
     soft = _soft_pixels(opacity_HW)
-    layers = _at(layers, soft, width, height)
-    layers = _explain(_colours(image_HWC, soft), _shares(_column(opacity_HW, soft)), layers)
+    layers = _at(layers, _grid(soft, width, height))
+    layers = _explain(_to_planes(image_HWC.reshape(1, -1, 3)[:, soft]), _shares(_column(opacity_HW, soft)), layers)
     foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0, :, 0].T.numpy())
     return foreground_HWC
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
-    if small_alpha_HW.shape == (height, width):
-        return small_alpha_HW.copy()
     sharp = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
-    return np.array(Image.fromarray(sharp).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+    alpha_HW: Floats = np.array(Image.fromarray(sharp).resize((width, height), Image.Resampling.BICUBIC))
+    np.clip(alpha_HW, 0, 1, out=alpha_HW)
+    return alpha_HW
 
 
 def _sharpen(values: Floats, target: int) -> Floats:
     """Takes back, along the first axis, the averaging of `target` pixels into as many as there are."""
-    share = _SHARPENING * (1 - min(1, len(values) / target) ** 2)
+    share = _SHARPENING * (1 - min(1.0, len(values) / target) ** 2)
     before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
-    return ((1 + 2 * share) * values - share * (before + after)).astype(np.float32)
+    sharp: Floats = (1 + 2 * share) * values - share * (before + after)
+    return sharp
 
 
 def _shares(alpha: Tensor) -> Tensor:
@@ -184,13 +190,16 @@ def _soft_pixels(alpha_HW: Floats) -> NDArray[np.intp]:
     return np.flatnonzero((alpha_HW > _SOLID) & (alpha_HW < 1 - _SOLID))
 
 
-def _at(planes: Tensor, places: NDArray[np.intp], width: int, height: int) -> Tensor:
-    """(B, C, h, w), as if enlarged to width × height, at flat `places` of that: (B, C, 1, N)."""
+def _grid(places: NDArray[np.intp], width: int, height: int) -> Tensor:
+    """Flat places of a width × height picture -> (1, 1, N, 2): x, y from -1 to 1."""
     rows, columns = np.divmod(places, width)
-    grid = torch.from_numpy(
-        np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1).astype(np.float32)
-    )
-    grid = grid.expand(len(planes), 1, -1, -1)
+    points = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)
+    return torch.from_numpy(points.astype(np.float32))[None, None]
+
+
+def _at(planes: Tensor, grid: Tensor) -> Tensor:
+    """(B, C, h, w), as if enlarged bilinearly, at the grid's N places only: (B, C, 1, N)."""
+    grid = grid.expand(len(planes), -1, -1, -1)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
 
 
@@ -198,14 +207,10 @@ def _column(alpha_HW: Floats, places: NDArray[np.intp]) -> Tensor:
     return torch.from_numpy(alpha_HW.ravel()[places])[None, None, None]
 
 
-def _colours(image_HWC: Pixels, places: NDArray[np.intp]) -> Tensor:
-    return _to_planes(image_HWC.reshape(1, -1, 3)[:, places])
-
-
 def _to_planes(pixels: Pixels) -> Tensor:
     """(H, W, 3) or (H, W) uint8 -> (1, C, H, W) in [0, 1]."""
-    floats = torch.from_numpy(_to_floats(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))))
-    return floats[None]
+    planes = np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+    return torch.from_numpy(_to_floats(planes))[None]
 
 
 def _to_floats(pixels: Pixels) -> Floats:

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +64,9 @@ def encode_part(rows: Sequence[dict[str, Any]], footer: PartFooter) -> bytes:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({_FOOTER_KEY: json.dumps(asdict(footer))})
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
+    pq.write_table(
+        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_page_checksum=True
+    )
     return sink.getvalue()
 
 
@@ -73,7 +76,7 @@ def part_footer(data: bytes) -> PartFooter | None:
         metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
         content = json.loads(metadata[_FOOTER_KEY])
         return PartFooter(content["fingerprint"], tuple((key, reason) for key, reason in content["rejected"]))
-    except (pa.ArrowInvalid, KeyError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, ValueError):  # the first two are Parquet's words for damage
         return None
 
 
@@ -159,14 +162,18 @@ def read_pairs(index: pa.Table) -> Iterator[tuple[str, bytes, bytes]]:
         yield row["key"], group["image"][row["row"]].as_py(), group["matte"][row["row"]].as_py()
 
 
-def open_part(uri: str) -> pq.ParquetFile:
-    """A part, opened.
+@contextmanager
+def open_part(uri: str) -> Iterator[pq.ParquetFile]:
+    """A part, to be read from inside a ``with``; every page's checksum is verified.
 
     Raises:
-        ShardError: missing or damaged.
+        ShardError: missing or damaged, as found when it is opened or read from.
     """
     filesystem, path = storage.filesystem(uri)
     try:
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"{uri} cannot be read as Parquet ({error}). Pack the pairs again.") from error
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(
+            f"{uri} cannot be read as Parquet ({error}). If the store can be reached, pack the pairs again."
+        ) from error

@@ -57,6 +57,7 @@ class Drawing:
         self._draw = ImageDraw.Draw(image)
 
     def fill(self, colour: Colour, *outlines: Points) -> None:
+        """Fill the inside of outlines with one colour."""
         for outline in outlines:
             self._draw.polygon(self._samples(outline).ravel().tolist(), fill=ink(colour))
 
@@ -93,6 +94,7 @@ class Frame(NamedTuple):
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Points:
+    """A rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
@@ -127,15 +129,18 @@ def symmetric(*right_half: tuple[float, float]) -> Points:
 
 
 def any_colour(rng: Generator) -> Colour:
-    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.random() ** 2, rng.uniform(0.15, 0.97)))
+    """Any but the very dark."""
+    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.random() ** 2, rng.uniform(0.2, 0.97)))
 
 
 def any_of(rng: Generator, tones: Sequence[tuple[float, ...]]) -> Colour:
+    """One of these tones, or one close to it."""
     tone: Colour = rng.choice(tones)
     return tone * rng.uniform(0.85, 1.15) + rng.normal(0, 0.02, 3)
 
 
 def ink(colour: Colour) -> tuple[int, ...]:
+    """The colour as Pillow takes it."""
     return tuple(to_bytes(colour).tolist())
 
 
@@ -169,9 +174,9 @@ class Framing(NamedTuple):
 
 
 FRAMINGS = (
-    Framing(share=0.74, head=(0.24, 0.38), room=(0.06, 0.24)),  # half-length portrait
+    Framing(share=0.77, head=(0.24, 0.38), room=(0.06, 0.24)),  # half-length portrait
     Framing(share=0.16, head=(0.44, 0.60), room=(0.06, 0.20)),  # head
-    Framing(share=0.10, head=(0.118, 0.15), room=(0.03, 0.10)),  # whole figure
+    Framing(share=0.07, head=(0.125, 0.16), room=(0.03, 0.10)),  # whole figure
 )
 
 
@@ -196,6 +201,7 @@ HAIRSTYLES = (
 
 
 def draw_look(rng: Generator) -> Look:
+    """Choose what the person looks like."""
     framing = FRAMINGS[rng.choice(len(FRAMINGS), p=[framing.share for framing in FRAMINGS])]
     scale, room = rng.uniform(*framing.head), rng.uniform(*framing.room)
     lean, tilt = rng.normal(0, (0.05, 0.1))
@@ -235,6 +241,7 @@ def light(alpha_HW: Floats, angle: float, strength: float) -> Floats:
 
 
 def draw_hair_behind(drawing: Drawing, look: Look, style: Hairstyle, rng: Generator) -> None:
+    """The hair that the head hides a part of."""
     crown = arc(0, 0, style.width, style.rise, 1, 2)
     right = (style.width, 0) + np.linspace(0, 1, 24)[1:, None] * (rng.uniform(-0.1, 0.12), style.fall)
     outline = np.concatenate([crown, right, right[::-1] * (-1, 1)])
@@ -244,6 +251,7 @@ def draw_hair_behind(drawing: Drawing, look: Look, style: Hairstyle, rng: Genera
 
 
 def draw_hair_in_front(drawing: Drawing, look: Look, style: Hairstyle, rng: Generator) -> None:
+    """The hair over the forehead."""
     crown = arc(0, 0, style.width, style.rise, 1, 2)
     parting, hairline = rng.uniform((-0.25, -0.42), (0.25, -0.24))
     fringe = np.array([(0.4, 0.05), (0.36, -0.15), (parting, hairline), (-0.36, -0.15), (-0.4, 0.05)])
@@ -267,6 +275,7 @@ def draw_strands(drawing: Drawing, look: Look, style: Hairstyle, outline: Points
 
 
 def draw_legs(drawing: Drawing, look: Look, rng: Generator) -> None:
+    """Both legs, of a figure that is seen whole."""
     body, trousers, shoes = look.body, any_colour(rng), any_colour(rng)
     for side in (-1, 1):
         turns = np.append(rng.normal(0.03, 0.07, 2), 1.2)
@@ -276,6 +285,7 @@ def draw_legs(drawing: Drawing, look: Look, rng: Generator) -> None:
 
 
 def draw_torso_and_arms(drawing: Drawing, look: Look, rng: Generator) -> None:
+    """Clothes, arms and hands."""
     body = look.body
     shoulder, waist = rng.uniform((0.7, 0.5), (1.02, 0.8))
     upper = ((0.15, -0.02), (0.3, 0.03), (0.85 * shoulder, 0.14), (shoulder, 0.3))
@@ -310,6 +320,7 @@ def weave(drawing: Drawing, look: Look, rng: Generator) -> Image.Image:
 
 
 def draw_face(drawing: Drawing, look: Look, rng: Generator) -> None:
+    """The head and what is in it."""
     head, skin = look.head, look.skin
     width, jaw, turn, mouth = rng.uniform((0.35, 0.5, -0.1, 0.08), (0.41, 0.8, 0.1, 0.14))
     face = symmetric((0.5 * width, -0.52), (width, -0.4), (1.05 * width, 0), (jaw * width + 0.05, 0.42), (0.1, 0.54))
@@ -344,7 +355,7 @@ def draw_background(look: Look, rng: Generator, width: int, height: int) -> Floa
         draw_landscape(drawing, rng)
     draw_distractors(drawing, look, rng)
     # As in most portraits the person is what is sharp, bright and colourful; but not in all of them.
-    blur, saturation, brightness, contrast = rng.uniform((0, 0.2, 0.5, 0.1), (0.03, 0.8, 1, 0.4)).tolist()
+    blur, saturation, brightness, contrast = rng.uniform((0, 0.2, 0.45, 0.15), (0.03, 0.8, 0.95, 0.45)).tolist()
     picture = drawing.image.reduce(2).filter(ImageFilter.GaussianBlur(blur * height))
     picture = ImageEnhance.Color(picture).enhance(saturation)
     grain = Image.fromarray(rng.random((24, 24), np.float32)).resize((width, height), Image.Resampling.BICUBIC)
@@ -354,6 +365,7 @@ def draw_background(look: Look, rng: Generator, width: int, height: int) -> Floa
 
 
 def draw_room(drawing: Drawing, rng: Generator) -> None:
+    """Walls, a floor, and furniture."""
     drawing.fill(any_colour(rng), box(-2, rng.uniform(0.55, 1), 2, 1))
     for _ in range(rng.integers(1, 6)):
         left, top, wide, tall, frame = rng.uniform((-0.6, -0.1, 0.08, 0.1, 0.01), (0.5, 0.6, 0.4, 0.6, 0.03))
@@ -362,6 +374,7 @@ def draw_room(drawing: Drawing, rng: Generator) -> None:
 
 
 def draw_landscape(drawing: Drawing, rng: Generator) -> None:
+    """Sky, ground, and what stands on it."""
     horizon = rng.uniform(0.3, 0.8)
     green = np.array([0.3, 0.45, 0.2]) * rng.uniform(0.4, 1.3)
     drawing.fill(green * rng.uniform(0.7, 1.3, 3), box(-2, horizon, 2, 1))

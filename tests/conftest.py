@@ -53,6 +53,7 @@ def ray_cluster(object_store: str) -> Iterator[None]:
     del object_store
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon a finished worker is noticed
         ray.init(
             num_cpus=3,
             object_store_memory=500_000_000,

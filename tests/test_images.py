@@ -207,7 +207,12 @@ def test_a_jpeg_matte_in_colour_mode_is_its_luma():
     assert np.abs(alpha_HW.astype(int) - ramp_HW).max() <= 3
 
 
-@pytest.mark.parametrize("data", [encoded(COLOURS_HWC), encoded(Image.fromarray(COLOURS_HWC).convert("RGBA"))])
+def test_a_cutout_that_is_opaque_everywhere_is_a_matte_of_ones():
+    cutout = Image.fromarray(COLOURS_HWC).convert("RGBA")
+    assert (images.decode_alpha(encoded(cutout)) == 255).all()
+
+
+@pytest.mark.parametrize("data", [encoded(COLOURS_HWC)])
 def test_a_photo_is_no_matte(data):
     with pytest.raises(BadImage, match="a picture in colour, not a matte"):
         images.decode_alpha(data)

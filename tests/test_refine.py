@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from matting import images, refine
+from matting.pairs import find_pairs
 from matting.synthetic import draw_person
 from tests.reference import refine as reference
 
@@ -76,6 +78,7 @@ def test_guided_is_the_slow_reference(width, height):
         small_alpha / 255,
         image / 255,
         refine._SHARPENING,
+        refine._DETAIL,
         refine._SPREAD,
         refine._NOISE,
         refine._SOLID,
@@ -94,9 +97,9 @@ def test_upsample_takes_back_the_blur_of_reducing(softness):
 def test_guided_moves_a_misplaced_edge_to_where_the_colours_change():
     alpha = disc(240, 320, softness=2)
     image = mixed(textured((190, 140, 110), alpha.shape, 4), textured((60, 90, 130), alpha.shape, 5), alpha)
-    misplaced = images.resize(np.roll(alpha, (3, -2), (0, 1)), 64, 64)
+    misplaced = images.resize(np.roll(alpha, (1, -1), (0, 1)), 64, 64)
     interpolated = refine.upsample(misplaced, 240, 320)
-    assert mad(refine.guided(misplaced, image), alpha) < 0.9 * mad(interpolated, alpha)
+    assert mad(refine.guided(misplaced, image), alpha) < 0.85 * mad(interpolated, alpha)
 
 
 def test_guided_learns_nothing_from_a_photo_of_one_colour():
@@ -121,19 +124,22 @@ def test_on_figures_with_exact_alpha_guided_beats_upsample_beats_bicubic(index):
 
 
 @pytest.mark.skipif(not AISEGMENT.exists(), reason="needs the real photos in ../shared/data/pairs/aisegment")
-def test_on_real_mattes_guided_beats_upsample_beats_bicubic():
+@pytest.mark.parametrize("blur", [0, 0.8])
+def test_on_real_mattes_and_blurred_ones_guided_beats_upsample_beats_bicubic(blur):
     errors = []
-    for path in sorted(AISEGMENT.glob("clip_img/*/*/*.jpg"))[::5]:
-        matte = Path(str(path).replace("clip_img", "matting").replace("clip_0", "matting_0")).with_suffix(".png")
-        image = images.decode_image(path.read_bytes())
-        alpha = images.decode_alpha(matte.read_bytes())
-        small_alpha = images.resize(alpha, 128, 128)
+    for pair in find_pairs(str(AISEGMENT)).pairs[::5]:
+        image = images.decode_image(Path(pair.image_uri).read_bytes())
+        alpha = images.decode_alpha(Path(pair.matte_uri).read_bytes())
         height, width = alpha.shape
-        upsampled = refine.upsample(small_alpha, width, height)
-        guided = refine.guided(small_alpha, image)
-        errors.append([mad(pred, alpha) for pred in (guided, upsampled, bicubic(small_alpha, width, height))])
+        small_alpha = gaussian_filter(images.resize(alpha, 128, 128), blur)
+        preds = (
+            refine.guided(small_alpha, image),
+            refine.upsample(small_alpha, width, height),
+            bicubic(small_alpha, width, height),
+        )
+        errors.append([mad(pred, alpha) for pred in preds])
     guided, upsampled, plain = np.mean(errors, axis=0)
-    assert guided < upsampled < 0.6 * plain
+    assert guided < 0.97 * upsampled < 0.8 * plain
 
 
 def test_foreground_gives_a_cutout_without_the_old_background():

@@ -1,3 +1,5 @@
+"""The contact sheet and the page: the right pixels in the right places, and nothing from outside."""
+
 import base64
 import io
 import re

@@ -1,3 +1,5 @@
+"""Drawn people: reproducible, the same at every size, and with the alpha that they were composed with."""
+
 import hashlib
 import subprocess
 import sys

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def batch(*numbers: int) -> Batch:
     }
 
 
+def noise_batches(orders: Iterable[Sequence[int]]) -> list[Batch]:
+    """Batches of sixteen pictures of noise: in flat ones max-pooling has ties, which rounding breaks by chance."""
+    pictures = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 4), np.uint8)
+    return [
+        {"key": np.array(order, str), "image": pictures[list(order), ..., :3], "alpha": pictures[list(order), ..., 3]}
+        for order in orders
+    ]
+
+
 def test_learns() -> None:
     trainer = new_trainer(learning_rate=1e-2)
     first = trainer.train_epoch([batch(*range(8))])
@@ -60,8 +69,7 @@ def test_learns() -> None:
 def test_twenty_steps_follow_the_golden_curve(augment: bool) -> None:
     losses: list[float] = []
     trainer = new_trainer(augment=augment)
-    batches = [batch(*range(4 * step, 4 * step + 4)) for step in range(20)]
-    trainer.train_epoch(batches, on_step=lambda _, loss: losses.append(loss))
+    trainer.train_epoch(noise_batches([range(4)] * 20), on_step=lambda _, loss: losses.append(loss))
     golden = json.loads(GOLDEN.read_text())["matting" if augment else "seed"]
     np.testing.assert_allclose(losses, golden, rtol=2e-3)
 
@@ -155,18 +163,11 @@ def join_group(rank: int, work: Callable[[int, str], None], folder: str) -> None
 
 
 def train_on_sixteen(trainer: Trainer, numbers: slice) -> dict[str, Any]:
-    """Twenty steps over these of sixteen pairs, in a different order every step.
-
-    The pictures are noise: in the flat ones that are drawn, max-pooling has ties, which rounding breaks by chance.
-    """
+    """Twenty steps over these of sixteen pairs, in a different order every step."""
     losses: list[float] = []
-    pictures = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 4), np.uint8)
     start = torch.cat([tensor.detach().flatten() for tensor in trainer.model.parameters()])
     orders = [np.random.default_rng(step).permutation(16)[numbers] for step in range(20)]
-    batches = [
-        {"key": order.astype(str), "image": pictures[order, ..., :3], "alpha": pictures[order, ..., 3]}
-        for order in orders
-    ]
+    batches = noise_batches(orders)
     trainer.train_epoch(batches[:1], on_step=lambda _, loss: losses.append(loss))
     gradient = torch.cat([moments["exp_avg"].flatten() for moments in trainer.state()["optimizer"]["state"].values()])
     trainer.train_epoch(batches[1:], on_step=lambda _, loss: losses.append(loss))

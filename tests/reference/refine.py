@@ -1,6 +1,6 @@
-"""Upsampling and the colour model of matting/refine.py, one pixel at a time in Python's floats: slow and obvious.
+"""Upsampling and the colour model of matting/refine.py, one pixel at a time: slow, obvious, and no code of matting/.
 
-Alphas are nested lists' worth of float64 in [0, 1]; images float64 in [0, 1]. No code of matting/, no PIL, no torch.
+Alphas (H, W) and images (H, W, 3) are float64 in [0, 1].
 """
 
 import math
@@ -18,10 +18,11 @@ def upsample(small_alpha, width, height, sharpening):
     return np.clip(_along(_along(small_alpha, height, _keys, 0), width, _keys, 1), 0, 1)
 
 
-def guided(small_alpha, image, sharpening, spread, noise, solid):
+def guided(small_alpha, image, sharpening, detail, spread, noise, solid):
     height, width = image.shape[:2]
     small_height, small_width = small_alpha.shape
-    small_image = reduce(image, small_width, small_height)
+    photo = reduce(image, min(width, detail * small_width), min(height, detail * small_height))
+    small_image = reduce(photo, small_width, small_height)
     maps = np.zeros((small_height, small_width, 7))
     for row in range(small_height):
         for column in range(small_width):
@@ -34,13 +35,11 @@ def guided(small_alpha, image, sharpening, spread, noise, solid):
         for column in range(width):
             prior = alpha[row, column]
             if solid < prior < 1 - solid:
-                y = (row + 0.5) * small_height / height - 0.5
-                x = (column + 0.5) * small_width / width - 0.5
-                here = _bilinear(maps, y, x)
+                here = _bilinear(maps, row, column, height, width)
                 front, back = here[:3], here[3:6]
                 variance = here[6] - front @ front - back @ back
                 across = front - back
-                residual = image[row, column] - prior * front - (1 - prior) * back
+                residual = _bilinear(photo, row, column, height, width) - prior * front - (1 - prior) * back
                 prior_variance = prior * (1 - prior)
                 step = prior_variance * (across @ residual)
                 step /= prior_variance * (across @ across) + spread * variance + noise
@@ -61,7 +60,10 @@ def _moments(image, weights, row, column):
     return mean, second / total - mean @ mean
 
 
-def _bilinear(values, y, x):
+def _bilinear(values, row, column, height, width):
+    """The value under a pixel of a height × width grid laid over all of `values`."""
+    y = (row + 0.5) * values.shape[0] / height - 0.5
+    x = (column + 0.5) * values.shape[1] / width - 0.5
     y, x = min(max(y, 0), values.shape[0] - 1), min(max(x, 0), values.shape[1] - 1)
     top, left = math.floor(y), math.floor(x)
     bottom, right = min(top + 1, values.shape[0] - 1), min(left + 1, values.shape[1] - 1)

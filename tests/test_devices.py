@@ -1,0 +1,143 @@
+"""devices: number formats, and BatchNorm over several processes against torch's own over the joined batch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from matting.devices import CPUSyncBatchNorm, autocast_dtype, synchronise_batchnorm
+from matting.unet import UNet, UNetConfig
+from tests.test_training import in_two_processes
+
+CPU = torch.device("cpu")
+CHANNELS = 3
+SHARES = (slice(0, 2), slice(2, 6))  # of six pictures, unevenly
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_asked_for_precision_is_given(device: str) -> None:
+    assert autocast_dtype(torch.device(device), "fp32") is None
+    assert autocast_dtype(torch.device(device), "bf16") == torch.bfloat16
+
+
+def test_auto_is_bfloat16_where_the_processor_multiplies_it() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    native = {"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split())
+    assert autocast_dtype(CPU, "auto") == (torch.bfloat16 if native else None)
+
+
+# BatchNorm -----------------------------------------------------------------------------------------------------------
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    """Six pictures, no channel of mean 0 and variance 1, and the gradient that comes back to their normalised ones."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, CHANNELS, 4, 5, generator=generator)
+    gradient = torch.randn(6, CHANNELS, 4, 5, generator=generator)
+    return features * torch.tensor([0.5, 1, 5]).view(-1, 1, 1) + torch.tensor([-2.0, 1, 4]).view(-1, 1, 1), gradient
+
+
+def original() -> nn.BatchNorm2d:
+    """torch's own, some way into training."""
+    norm = nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.3)
+    norm.load_state_dict(
+        {
+            "weight": torch.tensor([1.0, 2, -0.5]),
+            "bias": torch.tensor([0.0, 1, -1]),
+            "running_mean": torch.tensor([0.5, -1, 2]),
+            "running_var": torch.tensor([1.0, 0.5, 3]),
+            "num_batches_tracked": torch.tensor(7),
+        }
+    )
+    return norm
+
+
+def two_steps(norm: nn.BatchNorm2d, share: slice) -> dict[str, Any]:
+    """Outputs, gradients and statistics after two training steps, the second on the pictures upside down."""
+    features, gradient = pictures()
+    results: dict[str, Any] = {"outputs": [], "gradients": []}
+    for picture in (features, features.flip(0) + 1):
+        leaf = picture[share].clone().requires_grad_()
+        output = norm(leaf)
+        output.backward(gradient[share])
+        results["outputs"].append(output.detach())
+        results["gradients"].append(leaf.grad)
+    return {
+        **results,
+        "weight_gradient": norm.weight.grad,
+        "bias_gradient": norm.bias.grad,
+        "statistics": dict(norm.named_buffers()),
+    }
+
+
+def assert_as_the_joined_batch(workers: list[dict[str, Any]], shares: tuple[slice, ...]) -> None:
+    expected = two_steps(original(), slice(None))
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for worker, share in zip(workers, shares, strict=True):
+        for what in ("outputs", "gradients"):
+            for found, joined in zip(worker[what], expected[what], strict=True):
+                torch.testing.assert_close(found, joined[share], **close)
+        torch.testing.assert_close(worker["statistics"], expected["statistics"], **close)
+    for what in ("weight_gradient", "bias_gradient"):  # each worker has its pictures' share, as DDP wants it
+        torch.testing.assert_close(sum(worker[what] for worker in workers), expected[what], **close)
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_alone_it_is_torchs() -> None:
+    assert_as_the_joined_batch([two_steps(CPUSyncBatchNorm.like(original()), slice(None))], (slice(None),))
+
+
+def two_steps_of_a_share(rank: int, folder: str) -> None:
+    torch.save(two_steps(CPUSyncBatchNorm.like(original()), SHARES[rank]), f"{folder}/{rank}.pt")
+
+
+def test_two_workers_are_as_one_with_the_joined_batch(tmp_path: Path) -> None:
+    assert_as_the_joined_batch(in_two_processes(two_steps_of_a_share, tmp_path), SHARES)
+
+
+def test_in_eval_mode_it_is_torchs_and_needs_no_other_worker() -> None:
+    features, _ = pictures()
+    norm = CPUSyncBatchNorm.like(original().eval())
+    assert not norm.training
+    assert torch.equal(norm(features), original().eval()(features))
+    torch.testing.assert_close(norm.state_dict(), original().state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("training", [True, False])
+def test_bfloat16_stays_bfloat16_with_statistics_in_float32(training: bool) -> None:
+    features, _ = pictures()
+    features = features.bfloat16()
+    norm = CPUSyncBatchNorm.like(original()).train(training)
+    output = norm(features)
+    assert output.dtype == torch.bfloat16
+    expected = original().train(training)
+    torch.testing.assert_close(output.float(), expected(features.float()), rtol=2**-8, atol=2**-8)
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+
+
+def test_synchronising_replaces_every_batchnorm_and_keeps_names_and_tensors() -> None:
+    model = UNet(UNetConfig(width=2))
+    before = model.state_dict(keep_vars=True)
+    parameters = list(model.parameters())
+    synchronised = synchronise_batchnorm(model, CPU)
+    after = synchronised.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert all(found is kept for found, kept in zip(synchronised.parameters(), parameters, strict=True))
+    norms = [module for module in synchronised.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 18
+    assert all(isinstance(norm, CPUSyncBatchNorm) for norm in norms)

@@ -1,0 +1,101 @@
+"""Evaluation: the same figures as the metrics by hand, nothing left out, on object storage as on a disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import evaluate, pack, train
+from jobs.cluster import JobError
+from jobs.config import ConfigError
+from matting import checkpoint, images, storage
+from matting.checkpoint import CheckpointError
+from matting.collection import PairOptions, open_pairs
+from matting.metrics import METRICS, image_metrics
+from tests.drawing import write_folders
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two dozen pairs of 40 pixels."""
+    root = tmp_path_factory.mktemp("raw") / "people"
+    write_folders(root, 24, 40)
+    return root
+
+
+def write_predictions(raw: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """The true mattes, darker and of half the size, under both names that are allowed; what they should score."""
+    expected = {}
+    pairs = open_pairs(str(raw), PairOptions())
+    for split, keys in pairs.keys.items():
+        for number, key in enumerate(keys):
+            alpha = pairs.example(split, key).alpha
+            small = images.resize((alpha * 0.8).astype(np.uint8), 20, 20)
+            name = f"{key}.png" if number % 2 else f"{key.removesuffix('.png')}.png"
+            storage.write_bytes(f"{folder}/{name}", images.encode_png(small))
+            expected[key] = image_metrics(images.resize(small, 40, 40), alpha)
+    return expected
+
+
+def test_scores_mattes_of_any_other_system(raw: Path, tmp_path: Path) -> None:
+    expected = write_predictions(raw, tmp_path / "predictions")
+    arguments = [f"--data={raw}", f"--predictions={tmp_path / 'predictions'}", "--split=all"]
+    evaluate.main([*arguments, f"--output={tmp_path / 'scores'}"])
+    rows = pq.read_table(tmp_path / "scores/per_image.parquet").to_pylist()
+    assert {row["key"]: {name: row[name] for name in METRICS} for row in rows} == expected
+    means = json.loads((tmp_path / "scores/metrics.json").read_text())
+    assert list(means) == ["n", "mad", "mse", "sad", "grad", "conn", "iou"]
+    assert means["n"] == 24
+    for name in METRICS:
+        assert means[name] == pytest.approx(sum(row[name] for row in expected.values()) / 24)
+    assert "worst" in (tmp_path / "scores/report.html").read_text()
+
+
+def test_a_missing_or_broken_prediction_is_an_error(raw: Path, tmp_path: Path) -> None:
+    write_predictions(raw, tmp_path / "predictions")
+    keys = open_pairs(str(raw), PairOptions()).keys["train"]
+    (tmp_path / f"predictions/{keys[0].removesuffix('.png')}.png").unlink()
+    (tmp_path / f"predictions/{keys[1]}.png").write_bytes(b"not a picture")
+    arguments = [f"--data={raw}", f"--predictions={tmp_path / 'predictions'}", "--split=train"]
+    with pytest.raises(
+        JobError, match=f"2 of {len(keys)} pictures have no usable prediction.*no prediction; looked for"
+    ):
+        evaluate.main([*arguments, f"--output={tmp_path / 'scores'}"])
+    assert not (tmp_path / "scores/metrics.json").exists()
+
+
+def test_says_what_it_needs(raw: Path, tmp_path: Path) -> None:
+    output = f"--output={tmp_path}"
+    with pytest.raises(ConfigError, match="either --checkpoint or --predictions"):
+        evaluate.main([f"--data={raw}", output])
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        evaluate.main([f"--data={raw}", output, f"--checkpoint={tmp_path}"])
+    with pytest.raises(storage.StorageError, match="does not exist"):
+        evaluate.main([f"--data={raw}", output, f"--predictions={tmp_path / 'nothing'}"])
+
+
+def test_pack_train_and_evaluate_on_object_storage(raw: Path, bucket: str, tmp_path: Path) -> None:
+    for file in storage.list_files(str(raw)):
+        storage.write_bytes(f"{bucket}/raw/{file.key}", (raw / file.key).read_bytes())
+    pack.main([f"--pairs={bucket}/raw", f"--output={bucket}/packed"])
+    small = ["--width=4", "--size=32", "--epochs=2"]
+    train.main([*small, f"--data={bucket}/packed", f"--output={bucket}/runs", "--name=remote"])
+    evaluate.main(
+        [
+            f"--checkpoint={bucket}/runs/remote/best",
+            f"--data={bucket}/packed",
+            f"--output={bucket}/scores",
+            "--split=all",
+        ]
+    )
+    means = json.loads(storage.read_bytes(f"{bucket}/scores/metrics.json"))
+    assert means["n"] == 24
+
+    train.main([*small, f"--data={raw}", f"--output={tmp_path}", "--name=local"])
+    local, remote = checkpoint.load(str(tmp_path / "local/best")), checkpoint.load(f"{bucket}/runs/remote/best")
+    for name, tensor in local.model.state_dict().items():
+        assert tensor.equal(remote.model.state_dict()[name])

@@ -1,0 +1,119 @@
+"""Packing: the same bytes every time, whatever was there before; nothing lost without a name."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from jobs import pack
+from jobs.cluster import JobError
+from matting import images
+from matting.collection import PairOptions, open_pairs
+from matting.pairs import PairsError
+from tests.drawing import write_folders
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pairs of 48 pixels."""
+    root = tmp_path_factory.mktemp("raw") / "people"
+    write_folders(root, 30, 48)
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_packs_every_pair_and_describes_what_it_did(raw: Path, tmp_path: Path) -> None:
+    pack.main([f"--pairs={raw}", f"--output={tmp_path}"])
+    description = json.loads((tmp_path / "_pairs.json").read_text())
+    assert sum(description["counts"].values()) == 30
+    for part in description["parts"]:
+        assert sha256((tmp_path / part["name"]).read_bytes()).hexdigest() == part["sha256"]
+    found = duckdb.sql(f"select key, split, width, height, source from '{tmp_path}/*.parquet' order by key").fetchall()
+    expected = open_pairs(str(raw), PairOptions())
+    splits = {key: split for split, keys in expected.keys.items() for key in keys}
+    assert found == [
+        (f"images/person-{n:03d}.png", splits[f"images/person-{n:03d}.png"], 48, 48, "people") for n in range(30)
+    ]
+
+
+def test_packed_pairs_have_the_pixels_of_the_raw_ones(raw: Path, tmp_path: Path) -> None:
+    pack.main([f"--pairs={raw}", f"--output={tmp_path}"])
+    packed, unpacked = open_pairs(str(tmp_path), PairOptions()), open_pairs(str(raw), PairOptions())
+    assert packed.keys == unpacked.keys
+    for split, rows in packed.splits.items():
+        for one, other in zip(rows.examples(32), unpacked.splits[split].examples(32), strict=True):
+            np.testing.assert_array_equal(one.image, other.image)
+            np.testing.assert_array_equal(one.alpha, other.alpha)
+
+
+def test_shrinks_the_longer_side_and_keeps_the_aspect(tmp_path: Path) -> None:
+    (tmp_path / "raw/images").mkdir(parents=True)
+    (tmp_path / "raw/mattes").mkdir()
+    (tmp_path / "raw/images/a.png").write_bytes(images.encode_png(np.full((60, 40, 3), 9, np.uint8)))
+    (tmp_path / "raw/mattes/a.png").write_bytes(images.encode_png(np.full((60, 40), 255, np.uint8)))
+    pack.main([f"--pairs={tmp_path / 'raw'}", f"--output={tmp_path / 'packed'}", "--side=30"])
+    (row,) = duckdb.sql(f"select width, height, image, matte from '{tmp_path}/packed/*.parquet'").fetchall()
+    assert row[:2] == (20, 30)
+    assert images.decode_image(row[2]).shape == (30, 20, 3)
+    assert (images.decode_alpha(row[3]) == 255).all()
+
+
+def test_gives_the_same_bytes_again_and_after_a_kill(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "PART_ROWS", 8)
+    pack.main([f"--pairs={raw}", f"--output={tmp_path / 'one'}"])
+    expected = contents(tmp_path / "one")
+    assert len(expected) >= 5
+    pack.main([f"--pairs={raw}", f"--output={tmp_path / 'one'}"])
+    assert "Nothing left to do" in capsys.readouterr().out
+
+    # What a killed run leaves: some parts, perhaps one of another run, and no description.
+    (tmp_path / "one/_pairs.json").unlink()
+    kept = tmp_path / "one/part-00000.parquet"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "one/part-00001.parquet").write_bytes(expected["part-00002.parquet"])
+    (tmp_path / "one/part-00002.parquet").write_bytes(expected["part-00002.parquet"][:-9])
+    (tmp_path / "one/part-00099.parquet").write_bytes(b"of a larger packing")
+    pack.main([f"--pairs={raw}", f"--output={tmp_path / 'one'}"])
+    assert contents(tmp_path / "one") == expected
+    assert kept.stat().st_mtime_ns == before
+
+    pack.main([f"--pairs={raw}", f"--output={tmp_path / 'two'}"])
+    assert contents(tmp_path / "two") == expected
+    pack.main([f"--pairs={raw}", f"--output={tmp_path / 'two'}", "--side=16"])
+    assert contents(tmp_path / "two")["_pairs.json"] != expected["_pairs.json"]
+
+
+def test_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    write_folders(raw, 12, 24)
+    (raw / "images/person-001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (raw / "mattes/person-002.png").unlink()
+    with pytest.raises(PairsError, match=r"person-002.*max_unpaired_fraction"):
+        pack.main([f"--pairs={raw}", f"--output={tmp_path / 'packed'}"])
+    with pytest.raises(JobError, match=r"person-001.*allow more"):
+        pack.main([f"--pairs={raw}", f"--output={tmp_path / 'packed'}", "--max-unpaired-fraction=0.2"])
+    assert not (tmp_path / "packed/_pairs.json").exists()
+    pack.main(
+        [
+            f"--pairs={raw}",
+            f"--output={tmp_path / 'packed'}",
+            "--max-unpaired-fraction=0.2",
+            "--max-rejected-fraction=0.2",
+        ]
+    )
+    output = capsys.readouterr().out
+    description = json.loads((tmp_path / "packed/_pairs.json").read_text())
+    assert [key for key, _ in description["unpaired"]] == ["images/person-002.png"]
+    assert [key for key, _ in description["rejected"]] == ["images/person-001.png"]
+    assert "left out: images/person-001.png: image: " in output
+    assert "left out: images/person-002.png: has no matte" in output

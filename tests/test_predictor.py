@@ -1,0 +1,136 @@
+"""predictor: the folded network is the network, and a photo's alpha is its own."""
+
+import copy
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from matting import images
+from matting.checkpoint import Checkpoint
+from matting.devices import Precision
+from matting.images import Pixels
+from matting.predictor import Predictor, folded
+from matting.synthetic import draw_person
+from matting.unet import Relu, UNet, UNetConfig, alpha_of
+from tests.test_training import batch, new_trainer
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def trained() -> Checkpoint:
+    """A network that knows eight people: its alphas go from 0 to 255."""
+    trainer = new_trainer(learning_rate=1e-2)
+    for _ in range(30):
+        trainer.train_epoch([batch(*range(8))])
+    return Checkpoint(trainer.model.eval(), SIZE, {}, {}, "identity")
+
+
+def photos(*sizes: tuple[int, int]) -> list[Pixels]:
+    """One photo for each (width, height)."""
+    people = (draw_person(1, number, 100, 100)[0] for number in count())
+    return [images.resize(person, *size) for person, size in zip(people, sizes, strict=False)]
+
+
+def as_if_trained(relu: Relu) -> UNet:
+    """A network whose BatchNorms all have something to fold."""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(width=8, relu=relu)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensor.data = torch.rand_like(tensor) + 0.5
+    return model
+
+
+@pytest.mark.parametrize("relu", ["layer", "block"])
+def test_folding_changes_nothing_but_the_layers(relu: Relu) -> None:
+    model = as_if_trained(relu)
+    before = copy.deepcopy(model.state_dict())
+    image = torch.rand(2, 3, 40, 48)
+    network = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    with torch.no_grad():
+        expected, found = model(image), network(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found.std() > 1e-2  # not saturated, or any two networks would agree
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_small_alphas_are_the_networks_rounded(trained: Checkpoint) -> None:
+    squashed = np.stack(photos(*[(SIZE, SIZE)] * 5))
+    with torch.no_grad():
+        alpha = alpha_of(trained.model(torch.from_numpy(squashed).permute(0, 3, 1, 2) / 255))[:, 0] * 255
+    found = Predictor(trained, precision="fp32").small_alphas(squashed)
+    assert (found.dtype, found.shape) == (np.uint8, (5, SIZE, SIZE))
+    np.testing.assert_allclose(found, alpha.numpy(), atol=0.501)
+    assert found.min() < 10
+    assert found.max() > 245
+
+
+def test_bfloat16_is_close_to_float32(trained: Checkpoint) -> None:
+    # 8 bits of mantissa, through 18 layers: close on average, while single pixels of a steep edge may be 10 apart.
+    squashed = np.stack(photos(*[(SIZE, SIZE)] * 16))
+    alphas = {
+        precision: Predictor(trained, precision=precision).small_alphas(squashed).astype(int)
+        for precision in ("fp32", "bf16")
+    }
+    apart = np.abs(alphas["fp32"] - alphas["bf16"])
+    assert apart.mean() < 1
+    assert np.quantile(apart, 0.99) <= 8
+
+
+@pytest.fixture
+def network_outputs() -> Iterator[list[Tensor]]:
+    """What every network answers from now on, before anything is rounded: rgba_BCHW of each call."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, UNet):
+            outputs.append(output)
+
+    handle = register_module_forward_hook(keep)
+    yield outputs
+    handle.remove()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_alpha_depends_on_its_photo_alone_bit_for_bit(precision: Precision, network_outputs: list[Tensor]) -> None:
+    # Of full width: there, the kernels for a batch of one add up in another order than those for a batch of four.
+    loaded = Checkpoint(UNet(UNetConfig()).eval(), 64, {}, {}, "identity")
+    predictor = Predictor(loaded, precision=precision)
+
+    def predict(some: list[Pixels]) -> list[tuple[Pixels, Tensor]]:
+        """The alpha of each, and the output that it is made of."""
+        network_outputs.clear()
+        alphas = predictor.alphas(some)
+        return list(zip(alphas, torch.cat(network_outputs), strict=False))
+
+    together = photos((60, 80), (33, 21), (64, 64), (100, 40), (50, 50), (7, 90))
+    alone = [predict([photo])[0] for photo in together]
+    for number in range(1, len(together) + 1):
+        for order in (slice(None), slice(None, None, -1)):
+            found = predict(together[:number][order])
+            for (alpha, output), (own_alpha, own_output) in zip(found, alone[:number][order], strict=True):
+                np.testing.assert_array_equal(alpha, own_alpha)
+                assert torch.equal(output, own_output)
+
+
+def test_an_alpha_has_the_size_of_its_photo(trained: Checkpoint) -> None:
+    sizes = [(1, 1), (1, 50), (300, 2), (SIZE, SIZE), (37, 53)]
+    alphas = Predictor(trained).alphas(photos(*sizes))
+    assert [(alpha.shape, alpha.dtype) for alpha in alphas] == [((height, width), np.uint8) for width, height in sizes]
+
+
+def test_a_large_photo_gets_the_alpha_of_its_small_copy(trained: Checkpoint) -> None:
+    (small,) = photos((SIZE, SIZE))
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    predictor = Predictor(trained)
+    small_alpha, large_alpha = predictor.alphas([small, large])
+    middles = large_alpha.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))
+    assert np.abs(middles - small_alpha).mean() < 8

@@ -1,0 +1,183 @@
+"""The training job: what it leaves, that it goes on after a kill, and what it says when something is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from jobs import train
+from jobs.cluster import ClusterError, JobError
+from jobs.config import ConfigError
+from matting import checkpoint, images
+from matting.collection import DataError, PairOptions, open_pairs
+from matting.pairs import PairsError
+from matting.storage import StorageError
+from tests import jobs
+from tests.drawing import write_folders
+
+SMALL = ["--width=4", "--size=32", "--synthetic-pairs=60", "--minutes=10"]
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    return [row for row in history(run) if "val_mad" in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(str(folder)).model.state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:  # noqa: ARG001
+    """The run folder of three epochs that nothing disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    train.main([*SMALL, "--epochs=3", f"--output={output}", "--name=run"])
+    return output / "run"
+
+
+def test_leaves_a_whole_run_folder(undisturbed: Path) -> None:
+    best = checkpoint.load(str(undisturbed / "best"))
+    assert best.size == 32
+    assert best.config["recipe"]["name"] == "seed"
+    checkpoint.load_train_state(str(undisturbed / "best"))
+    rows = epochs(undisturbed)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert best.metrics["val_mad"] == min(row["val_mad"] for row in rows)
+    page = (undisturbed / "report.html").read_text()
+    for part in ("validation MAD", "best", "median", "worst", "data:image/"):
+        assert part in page
+    kept = sorted(path.name for path in undisturbed.glob("epoch-*"))
+    assert "epoch-00003" in kept
+    assert len(kept) <= 3
+
+
+def test_validation_covers_every_row_of_the_split_once(undisturbed: Path) -> None:
+    pairs = open_pairs("synthetic", PairOptions(synthetic_pairs=60))
+    scored = pq.read_table(undisturbed / "validation.parquet")["key"].to_pylist()
+    assert scored == pairs.keys["val"]
+    assert [row["val_n"] for row in epochs(undisturbed)] == [len(scored)] * 3
+
+
+def test_events_are_readable_by_tensorboard(undisturbed: Path) -> None:
+    found = {}
+    for file in sorted((undisturbed / "events").iterdir()):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                found[value.tag, event.step] = (
+                    value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value
+                )
+    for row in epochs(undisturbed):
+        assert found["val/mad", row["step"]] == pytest.approx(row["val_mad"])
+
+
+def test_a_finished_run_says_so_and_changes_nothing(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    train.main([*SMALL, "--epochs=3", f"--output={undisturbed.parent}", "--name=run"])
+    assert "finished: 3 epochs" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_the_cache_the_same_command_trains_the_same_network(undisturbed: Path, tmp_path: Path) -> None:
+    train.main([*SMALL, "--epochs=3", "--cache=off", f"--output={tmp_path}", "--name=run"])
+    assert [row["epoch_loss"] for row in epochs(tmp_path / "run")] == [row["epoch_loss"] for row in epochs(undisturbed)]
+    assert same(weights(tmp_path / "run/best"), weights(undisturbed / "best"))
+
+
+def test_a_killed_driver_goes_on_from_its_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
+    command = [*SMALL, "--epochs=3", f"--output={tmp_path}", "--name=run"]
+    with jobs.running("train", *command) as process:
+        jobs.wait_for_line(process, "epoch 1:")
+        jobs.pull_the_plug(process)
+    finished_before = len(list((tmp_path / "run").glob("epoch-*/metrics.json")))
+    code, output = jobs.run("train", *command)
+    assert code == 0, output
+    repeated = [line for line in output.splitlines() if line.startswith("epoch ")]
+    assert 3 - finished_before <= len(repeated) <= 3 - finished_before + 1, output
+    assert [row["step"] for row in epochs(tmp_path / "run")] == [row["step"] for row in epochs(undisturbed)]
+    assert same(weights(tmp_path / "run/epoch-00003"), weights(undisturbed / "epoch-00003"))
+
+
+def test_a_killed_worker_of_two_does_not_end_the_run(tmp_path: Path) -> None:
+    command = [*SMALL, "--epochs=4", "--workers=2", "--batch=4", f"--output={tmp_path}", "--name=run"]
+    with jobs.running("train", *command) as process:
+        jobs.wait_for_line(process, "epoch 1:")
+        jobs.kill_a_train_worker(process)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    steps = -(-(len(open_pairs("synthetic", PairOptions(synthetic_pairs=60)).keys["train"]) // 2) // 4)
+    assert [row["step"] for row in epochs(tmp_path / "run")] == [steps, 2 * steps, 3 * steps, 4 * steps]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_not_finite_fails_and_names_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"not finite at step \d+ of epoch 1; .*synthetic/0000\d\d"):
+        train.main([*SMALL, "--learning-rate=1e30", f"--output={tmp_path}"])
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Forty pairs, of which six cannot be used."""
+    root = tmp_path / "damaged"
+    write_folders(root, 40, 32)
+    photos = sorted((root / "images").iterdir())
+    photos[0].write_bytes(photos[0].read_bytes()[:200])
+    photos[1].write_bytes(b"")
+    photos[2].write_text("<html>404</html>")
+    photos[3].write_bytes(images.encode_png(np.zeros((1, 1, 3), np.uint8)))
+    header = bytearray(photos[4].read_bytes())
+    header[16:24] = (30_000).to_bytes(4, "big") * 2
+    photos[4].write_bytes(bytes(header))
+    photos[5].write_bytes(images.encode_png(np.zeros((32, 64, 3), np.uint8)))
+    return root
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None:
+    options = ["--width=4", "--size=32", "--epochs=1", f"--data={damaged}", f"--output={tmp_path}"]
+    train.main([*options, "--cache=off", "--name=run", "--max-rejected-fraction=0.2"])
+    page = (tmp_path / "run/report.html").read_text()
+    pairs = open_pairs(str(damaged), PairOptions())
+    for number in range(6):
+        key = f"images/person-{number:03d}.png"
+        assert (key in page) == (key not in pairs.keys["test"])
+    for cache, error in (("auto", DataError), ("off", JobError)):
+        with pytest.raises(error, match=r"cannot be used.*max_rejected_fraction"):
+            train.main([*options, f"--cache={cache}", f"--name={cache}"])
+
+
+def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    output = f"--output={tmp_path / 'runs'}"
+    for error, arguments, words in (
+        (StorageError, [f"--data={tmp_path / 'missing'}", output], "missing"),
+        (StorageError, [f"--data={tmp_path / 'empty'}", output], "empty"),
+        (PairsError, [f"--data={tmp_path}", output, "--layout=ppm"], "ppm"),
+        (ConfigError, ["--bacth=3"], "Did you mean 'batch'"),
+        (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
+        (ClusterError, [*SMALL, "--workers=64", output], "64 workers need 64 CPUs"),
+        (ConfigError, [*SMALL, "--epochs=3", "--width=8", f"--output={undisturbed.parent}", "--name=run"], "width was"),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            train.main(arguments)
+        assert "\n" not in str(caught.value).strip()
+
+
+def test_exit_codes_and_one_paragraph(tmp_path: Path) -> None:
+    code, output = jobs.run("train", f"--data={tmp_path / 'missing'}", f"--output={tmp_path}")
+    assert code == 2
+    assert output.startswith("error: ")
+    assert len(output.splitlines()) <= 3
+    assert "Traceback" not in output
