@@ -22,15 +22,15 @@ import ray.data
 
 from jobs import cluster, config
 from matting import checkpoint, images, report, storage
-from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs
+from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.metrics import METRICS, MetricSums, image_metrics
 from matting.predictor import Predictor
 
 TASK_ROWS = 16
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(PairOptions):
     """Score predictions against true mattes.
 
     Args:
@@ -39,11 +39,6 @@ class EvaluateConfig:
         checkpoint: URI of a checkpoint folder to score.
         predictions: in its place, URI of a folder of mattes <key>.png or <key without suffix>.png.
         split: to score, or "all".
-        layout: folder rule of raw pairs: aisegment, p3m, ppm, folders, manifest; "auto" looks.
-        split_seed: of the 80/10/10 split by subject, as in training.
-        synthetic_pairs: people to draw for "synthetic", as in training.
-        max_unpaired_fraction: of files without a partner, above which to refuse the data.
-        max_rejected_fraction: of pairs that cannot be decoded, above which to fail.
     """
 
     data: str
@@ -51,11 +46,6 @@ class EvaluateConfig:
     checkpoint: str | None = None
     predictions: str | None = None
     split: Literal["train", "val", "test", "all"] = "test"
-    layout: str = "auto"
-    split_seed: int = 0
-    synthetic_pairs: int = 2500
-    max_unpaired_fraction: float = 0.01
-    max_rejected_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.predictions is None):
@@ -104,10 +94,7 @@ def main(argv: Sequence[str]) -> None:
         predictions = cluster.absolute(str(options.predictions))
         storage.list_files(predictions)  # an empty or missing place is an error at once
         alphas, source = FileAlphas(predictions), predictions
-    pairs = open_pairs(
-        cluster.absolute_each(options.data),
-        PairOptions(options.layout, options.split_seed, options.max_unpaired_fraction, options.synthetic_pairs),
-    )
+    pairs = open_pairs(cluster.absolute_each(options.data), options)
     splits = SPLITS if options.split == "all" else (options.split,)
     total = sum(pairs.counts()[split] for split in splits)
     if not total:
@@ -124,11 +111,8 @@ def main(argv: Sequence[str]) -> None:
                 progress.update(1)
     rejected = {row["key"]: row["rejected"] for row in scored if row["rejected"]}
     unpredicted = {row["key"]: row["unpredicted"] for row in scored if row["unpredicted"]}
-    if len(rejected) > options.max_rejected_fraction * total:
-        raise cluster.JobError(
-            f"{len(rejected)} of {total} pairs cannot be used, more than --max_rejected_fraction allows. "
-            f"The first: {some(rejected)}. Mend or remove them, or allow more."
-        )
+    if failure := too_many_rejected(rejected, total, options.max_rejected_fraction):
+        raise cluster.JobError(failure)
     if unpredicted:
         raise cluster.JobError(
             f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(unpredicted)}. A mean without "

@@ -20,7 +20,7 @@ import ray.data
 
 from jobs import cluster, config
 from matting import images, shards, storage
-from matting.collection import SPLITS, RawRows
+from matting.collection import SPLITS, RawRows, too_many_rejected
 from matting.pairs import Pair, find_pairs
 
 PART_ROWS = 256  # some 10 MB at 320 pixels: a second of a store's time, seconds of a core's
@@ -86,12 +86,9 @@ def main(argv: Sequence[str]) -> None:
         for part in make_parts(parts, name, options.side):
             progress.update(part["rows"] + len(part["rejected"]))
             done.append(part)
-    rejected = sorted((key, reason) for part in done for key, reason in part["rejected"])
-    if len(rejected) > options.max_rejected_fraction * len(found.pairs):
-        raise cluster.JobError(
-            f"{len(rejected)} of {len(found.pairs)} pairs cannot be used, more than --max_rejected_fraction "
-            f"{options.max_rejected_fraction:g} allows. The first: {rejected[:5]}. Mend or remove them, or allow more."
-        )
+    rejected = {key: reason for part in done for key, reason in part["rejected"]}
+    if failure := too_many_rejected(rejected, len(found.pairs), options.max_rejected_fraction):
+        raise cluster.JobError(failure)
     counts = {split: sum(part["rows"] for part in done if part["split"] == split) for split in SPLITS}
     shards.write_description(
         output,
@@ -102,12 +99,12 @@ def main(argv: Sequence[str]) -> None:
             "options": {"side": options.side, "split_seed": options.split_seed},
             "counts": counts,
             "unpaired": found.unpaired,
-            "rejected": rejected,
+            "rejected": sorted(rejected.items()),
             "parts": [{field: part[field] for field in ("name", "split", "rows", "sha256")} for part in done],
         },
     )
     remove_others(output, {part["name"] for part in done})
-    for key, reason in [*found.unpaired, *rejected]:
+    for key, reason in [*found.unpaired, *rejected.items()]:
         print(f"left out: {key}: {reason}")
     print(f"Packed {sum(counts.values())} pairs {counts} in {len(done)} parts: {output}")
 

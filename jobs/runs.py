@@ -4,6 +4,7 @@
     metrics.jsonl               a row every few steps (train_loss) and one an epoch (val_*, speed)
     events/events.out.tfevents… the same for TensorBoard, a file an epoch
     validation.parquet          every validation picture's scores, at the best epoch
+    rejected.json               pairs that could not be decoded, and why
 
 Every file is written whole, again and again if need be, so a run that goes on leaves no row twice.
 """
@@ -11,6 +12,7 @@ Every file is written whole, again and again if need be, so a run that goes on l
 import copy
 import io
 import json
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,7 @@ from matting import checkpoint, storage
 from matting.training import Epoch, Score, Trainer
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of the checkpoints of a run
+EPOCH_METRICS = re.compile(r"epoch-\d+/metrics\.json")
 LOSS_STEPS = 25  # between two points of the loss curve
 
 
@@ -82,6 +85,30 @@ class RunFolder:
         name = f"events/events.out.tfevents.{epoch:010d}"
         storage.write_bytes(storage.join(self.uri, name), encode_events(rows))
 
+    def restore_best(self, mad: float) -> None:
+        """Make best/ the checkpoint that scored so, if a kill came after its epoch and before its upload."""
+        best = storage.join(self.uri, "best")
+        if storage.exists(f"{best}/metrics.json") and checkpoint.load(best).metrics["val_mad"] == mad:
+            return
+        epochs = [file.key.partition("/")[0] for file in storage.list_files(self.uri) if EPOCH_METRICS.match(file.key)]
+        for epoch in reversed(epochs):
+            folder = storage.join(self.uri, epoch)
+            if checkpoint.load(folder).metrics["val_mad"] == mad:
+                checkpoint.copy(folder, best)
+                return
+        raise checkpoint.CheckpointError(f"{self.uri} has no checkpoint of validation MAD {mad}: was one removed?")
+
+    def write_rejected(self, reasons: Mapping[str, str]) -> None:
+        """rejected.json."""
+        storage.write_bytes(
+            storage.join(self.uri, "rejected.json"), (json.dumps(dict(reasons), indent=2) + "\n").encode()
+        )
+
+    def rejected(self) -> dict[str, str]:
+        """Back from rejected.json."""
+        reasons: dict[str, str] = json.loads(storage.read_bytes(storage.join(self.uri, "rejected.json")))
+        return reasons
+
     def write_scores(self, scores: Sequence[Score]) -> None:
         """validation.parquet."""
         sink = io.BytesIO()
@@ -111,6 +138,8 @@ class Recorder:
         self._folder, self._trainer, self._config = folder, trainer, config
         self._rows, self._console = rows, console
         self._history = folder.history(trainer.steps)
+        if trainer.epochs:
+            folder.restore_best(trainer.best_mad)
         self._uploads = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
         self._begin_epoch()
@@ -123,7 +152,14 @@ class Recorder:
             step = self._trainer.steps + len(self._losses)
             self._add(step, self._trainer.epochs + 1, train_loss=sum(self._losses[-LOSS_STEPS:]) / LOSS_STEPS)
 
-    def epoch(self, epoch: Epoch, scores: list[Score], means: dict[str, float], is_best: bool) -> Checkpoint:
+    def epoch(
+        self,
+        epoch: Epoch,
+        scores: list[Score],
+        means: dict[str, float],
+        rejections: Mapping[str, str],
+        is_best: bool,
+    ) -> Checkpoint:
         """The epoch's row, its checkpoint as a local folder for Ray to upload, and best/ if it is."""
         trainer = self._trainer
         speed = epoch.samples / epoch.seconds
@@ -136,6 +172,7 @@ class Recorder:
             **means,
         )
         self._folder.write_history(self._history, trainer.epochs)
+        self._folder.write_rejected(rejections)
         if is_best:
             self._folder.write_scores(scores)
             self._replace_best(means)

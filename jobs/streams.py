@@ -117,6 +117,7 @@ def dataset(source: "PairSource") -> Dataset:
     read.context.execution_options.preserve_order = True
     read.context.enable_progress_bars = False  # the console's own shows it
     read.context.print_on_execution_start = False
+    read.context.raise_original_map_exception = True  # whose message is for the user
     return read
 
 

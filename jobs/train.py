@@ -14,7 +14,7 @@ says that the run is finished.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ray.train.torch import TorchTrainer, get_device
 from jobs import cluster, config, streams
 from jobs.runs import Recorder, RunFolder
 from matting import checkpoint, report, storage
-from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs
+from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.devices import Precision
 from matting.losses import Reduction
 from matting.predictor import Predictor
@@ -42,8 +42,8 @@ WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
 CHANGEABLE = {"output", "name", "epochs", "minutes", "workers", "device", "cache", "max_rejected_fraction"}
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(PairOptions):
     """Train the network.
 
     Args:
@@ -67,11 +67,6 @@ class TrainConfig:
         precision: of the convolutions; "auto" is bf16 where the hardware has it.
         seed: of weights, order and augmentation.
         cache: "auto" keeps decoded pairs in the object store if they fit.
-        layout: folder rule of raw pairs: aisegment, p3m, ppm, folders, manifest; "auto" looks.
-        split_seed: of the 80/10/10 split by subject.
-        synthetic_pairs: people to draw for "synthetic".
-        max_unpaired_fraction: of files without a partner, above which to refuse the data.
-        max_rejected_fraction: of pairs that cannot be decoded, above which to stop.
     """
 
     data: str = "synthetic"
@@ -94,11 +89,6 @@ class TrainConfig:
     precision: Precision = "auto"
     seed: int = 0
     cache: Literal["auto", "off"] = "auto"
-    layout: str = "auto"
-    split_seed: int = 0
-    synthetic_pairs: int = 2500
-    max_unpaired_fraction: float = 0.01
-    max_rejected_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("size", "width", "depth", "batch", "epochs", "workers", "synthetic_pairs"):
@@ -124,10 +114,6 @@ class TrainConfig:
             self.learning_rate, self.betas, self.reduction, self.augment, self.precision, seed=self.seed
         )
 
-    def pair_options(self) -> PairOptions:
-        """The part that finding the pairs needs."""
-        return PairOptions(self.layout, self.split_seed, self.max_unpaired_fraction, self.synthetic_pairs)
-
     def finished(self, epochs: int, seconds: float) -> bool:
         """Whether a run that came so far has nothing left to do."""
         return epochs >= self.epochs or seconds >= 60 * (self.minutes or math.inf)
@@ -142,7 +128,7 @@ def presets(options: Namespace) -> list[Path]:
 def main(argv: Sequence[str]) -> None:
     """Train, or say that there is nothing left to do; then make the page."""
     options = config.parse(TrainConfig, argv, presets)
-    pairs = open_pairs(cluster.absolute_each(options.data), options.pair_options())
+    pairs = open_pairs(cluster.absolute_each(options.data), options)
     for split in ("train", "val"):
         if not pairs.keys[split]:
             raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
@@ -151,7 +137,9 @@ def main(argv: Sequence[str]) -> None:
     folder.begin(cluster.command(), options.identity(pairs.fingerprint))
     progress = folder.progress()
     if progress and options.finished(progress["epochs"], progress["seconds"]):
-        print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps. Nothing left to do.")
+        print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
+        if not storage.exists(storage.join(folder.uri, "report.html")):
+            finish(options, pairs, folder)
         return
     use_gpu = start_cluster(options)
     rejected = streams.Rejected.remote()
@@ -160,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         failure = fit(options, pairs, folder, rejected, datasets, console, use_gpu)
     if failure:
         raise cluster.JobError(failure)
-    finish(options, pairs, folder, ray.get(rejected.all.remote()))
+    finish(options, pairs, folder)
 
 
 def start_cluster(options: TrainConfig) -> bool:
@@ -182,7 +170,8 @@ def make_datasets(
         if fits:
             progress = console.progress("decoding", total, "pairs")
             rows = {split: streams.cache(part, options.size, rejected, progress.update) for split, part in rows.items()}
-            if failure := too_many_rejected(ray.get(rejected.all.remote()), pairs.counts(), options):
+            rejections = ray.get(rejected.all.remote())
+            if failure := too_many_rejected(rejections, total, options.max_rejected_fraction):
                 raise DataError(failure)
     return {
         "train": partial(train_dataset, options, rows["train"], folder, rejected),
@@ -193,18 +182,6 @@ def make_datasets(
 def train_dataset(options: TrainConfig, rows: Rows, folder: RunFolder, rejected: Any) -> ray.data.Dataset:
     """The epochs from the one after the last checkpoint; asked for whenever a group of workers starts."""
     return streams.epochs(rows, options.size, options.seed, folder.progress().get("epochs", 0), rejected)
-
-
-def too_many_rejected(rejections: Mapping[str, str], counts: Mapping[str, int], options: TrainConfig) -> str:
-    """Why the run should stop, or nothing."""
-    total = counts["train"] + counts["val"]
-    if len(rejections) <= options.max_rejected_fraction * total:
-        return ""
-    some = "; ".join(f"{key}: {reason}" for key, reason in list(rejections.items())[:5])
-    return (
-        f"{len(rejections)} of {total} pairs cannot be used, more than --max_rejected_fraction "
-        f"{options.max_rejected_fraction:g} allows. The first: {some}. Mend or remove them, or allow more."
-    )
 
 
 class Shards(ray.train.DataConfig):
@@ -242,7 +219,8 @@ def fit(
             "options": options,
             "folder": folder,
             "rejected": rejected,
-            "counts": pairs.counts(),
+            "rows": pairs.counts()["train"],
+            "total": pairs.counts()["train"] + pairs.counts()["val"],
             "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
             "console": console,
         },
@@ -262,7 +240,9 @@ def fit(
     try:
         failure: str = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise cluster.JobError(f"{error}. The same command goes on from the last checkpoint.") from error
+        causes = getattr(error, "worker_failures", {}).values() or [error]
+        reason = str(next(iter(causes))).strip().splitlines()[-1]
+        raise cluster.JobError(f"{reason} The same command goes on from the last checkpoint.") from error
     return failure
 
 
@@ -285,7 +265,7 @@ def train_worker(settings: dict[str, Any]) -> str:
     if context.get_world_rank() == 0:
         description = {"recipe": {"name": options.recipe, **asdict(options.training())}, "data": settings["data"]}
         config = checkpoint.describe(model, options.size, **description)
-        recorder = Recorder(settings["folder"], trainer, config, settings["counts"]["train"], settings["console"])
+        recorder = Recorder(settings["folder"], trainer, config, settings["rows"], settings["console"])
     while not options.finished(trainer.epochs, trainer.seconds):
         batches = streams.batches(shards["train"], options.batch)
         seconds_left = 60 * options.minutes - trainer.seconds if options.minutes else math.inf
@@ -296,16 +276,17 @@ def train_worker(settings: dict[str, Any]) -> str:
         scores = trainer.validate(streams.batches(shards["val"], options.batch))
         rejections = ray.get(settings["rejected"].all.remote())
         # Of the driver's making when pairs are cached; else the first pass over them shows it, to all workers alike.
-        if failure := too_many_rejected(rejections, settings["counts"], options):
+        if failure := too_many_rejected(rejections, settings["total"], options.max_rejected_fraction):
             return failure
         if not epoch.steps or not scores:
             return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
         means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
         is_best = means["val_mad"] < trainer.best_mad
         trainer.best_mad = min(trainer.best_mad, means["val_mad"])
-        saved = recorder.epoch(epoch, scores, means, is_best) if recorder else None
+        saved = recorder.epoch(epoch, scores, means, rejections, is_best) if recorder else None
+        progress = {name: getattr(trainer, name) for name in ("epochs", "steps", "seconds", "best_mad")}
         ray.train.report(
-            {"epochs": trainer.epochs, "steps": trainer.steps, "seconds": trainer.seconds, **means},
+            {**progress, **means},
             checkpoint=saved,
             checkpoint_dir_name=f"epoch-{trainer.epochs:05d}",
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -315,14 +296,15 @@ def train_worker(settings: dict[str, Any]) -> str:
     return ""
 
 
-def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder, rejections: Mapping[str, str]) -> None:
+def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
     """Check that validation saw every row, make the page, and say where everything is."""
-    scores = folder.scores()
+    progress, rejections, scores = folder.progress(), folder.rejected(), folder.scores()
+    folder.restore_best(progress["best_mad"])
     expected = set(pairs.keys["val"]) - set(rejections)
     if {score.key for score in scores} != expected:
         raise cluster.JobError(f"Validation saw {len(scores)} pairs where it should have seen {len(expected)}.")
     best = checkpoint.load(storage.join(folder.uri, "best"))
-    history = folder.history(folder.progress()["steps"])
+    history = folder.history(progress["steps"])
     epochs = [row for row in history if "val_mad" in row]
     chosen = min(epochs, key=lambda row: row["val_mad"])
     page = report.page(
@@ -333,7 +315,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder, rejections: Ma
             "Network": f"U-Net, width {options.width}, depth {options.depth}, {options.size}×{options.size} pixels",
             "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
             "Best epoch": f"{chosen['epoch']} of {epochs[-1]['epoch']}, chosen by MAD on the validation split",
-            "Trained": f"{epochs[-1]['step']:,} steps, {folder.progress()['seconds'] / 60:.1f} minutes",
+            "Trained": f"{epochs[-1]['step']:,} steps, {progress['seconds'] / 60:.1f} minutes",
         },
         figures=[
             {

@@ -112,6 +112,16 @@ def load(uri: str) -> Checkpoint:
     return Checkpoint(model.eval(), size, config, metrics, identity)
 
 
+def copy(source: str, target: str) -> None:
+    """Copy a checkpoint folder, the file that makes it whole last.
+
+    Raises:
+        storage.StorageError: one of the folders cannot be read or written.
+    """
+    for name in ("model.safetensors", "config.json", "train_state.pt", "metrics.json"):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+
+
 def load_train_state(uri: str) -> dict[str, Any]:
     """The training state beside the weights: tensors, numbers and strings only; no object is ever unpickled.
 

@@ -144,21 +144,23 @@ class Pairs:
         return next(self.splits[split].take(np.array([place])).examples(None))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """How raw pairs are found.
+    """How pairs are found, and how many may be unusable. Jobs that read pairs have these among their options.
 
     Args:
-        layout: folder rule of raw pairs, or "auto".
-        split_seed: of the 80/10/10 split by subject; also draws the synthetic people.
-        max_unpaired_fraction: of files without a partner, above which the collection is refused.
-        synthetic_pairs: how many people "synthetic" draws.
+        layout: folder rule of raw pairs: aisegment, p3m, ppm, folders, manifest; "auto" looks.
+        split_seed: of the 80/10/10 split by subject; also draws the people of "synthetic".
+        synthetic_pairs: people to draw for "synthetic".
+        max_unpaired_fraction: of files without a partner, above which to refuse the data.
+        max_rejected_fraction: of pairs that cannot be decoded, above which to stop.
     """
 
     layout: str = "auto"
     split_seed: int = 0
+    synthetic_pairs: int = 2500
     max_unpaired_fraction: float = 0.01
-    synthetic_pairs: int = 4000
+    max_rejected_fraction: float = 0.01
 
 
 def open_pairs(data: str, options: PairOptions) -> Pairs:
@@ -197,6 +199,23 @@ def open_pairs(data: str, options: PairOptions) -> Pairs:
             for key, reason in unpaired
         ),
         fingerprint=digest(fingerprint for _, _, fingerprint in opened),
+    )
+
+
+def too_many_rejected(reasons: Mapping[str, str], total: int, allowed_fraction: float) -> str:
+    """What to tell the user if more pairs than allowed cannot be used; nothing if no more are.
+
+    Args:
+        reasons: of the rejected pairs, by key.
+        total: pairs that were found.
+        allowed_fraction: in [0, 1].
+    """
+    if len(reasons) <= allowed_fraction * total:
+        return ""
+    first = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:5])
+    return (
+        f"{len(reasons)} of {total} pairs cannot be used, more than --max_rejected_fraction {allowed_fraction:g} "
+        f"allows. The first: {first}. Mend or remove them, or allow more."
     )
 
 

@@ -1,6 +1,7 @@
 """The training job: what it leaves, that it goes on after a kill, and what it says when something is wrong."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,22 @@ def test_a_finished_run_says_so_and_changes_nothing(undisturbed: Path, capsys: p
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_killed_after_its_last_epoch_still_gets_its_best_and_its_page(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run/report.html").unlink()
+    # As if the kill came before the upload of the best epoch, and an earlier one were there still.
+    earlier = next(
+        row for row in epochs(undisturbed) if row["val_mad"] > min(e["val_mad"] for e in epochs(undisturbed))
+    )
+    metrics = tmp_path / "run/best/metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "val_mad": earlier["val_mad"]}))
+    train.main([*SMALL, "--epochs=3", f"--output={tmp_path}", "--name=run"])
+    assert "worst" in (tmp_path / "run/report.html").read_text()
+    best, expected = tmp_path / "run/best", undisturbed / "best"
+    assert checkpoint.load(str(best)).metrics == checkpoint.load(str(expected)).metrics
+    assert same(weights(best), weights(expected))
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_without_the_cache_the_same_command_trains_the_same_network(undisturbed: Path, tmp_path: Path) -> None:
     train.main([*SMALL, "--epochs=3", "--cache=off", f"--output={tmp_path}", "--name=run"])
@@ -119,6 +136,29 @@ def test_a_killed_worker_of_two_does_not_end_the_run(tmp_path: Path) -> None:
         assert process.returncode == 0, output
     steps = -(-(len(open_pairs("synthetic", PairOptions(synthetic_pairs=60)).keys["train"]) // 2) // 4)
     assert [row["step"] for row in epochs(tmp_path / "run")] == [steps, 2 * steps, 3 * steps, 4 * steps]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_with_batch_8_run_as_one_with_batch_16(tmp_path: Path) -> None:
+    write_folders(tmp_path / "people", 18, 32)
+    names = sorted(path.name for path in (tmp_path / "people/images").iterdir())
+    lines = [f"images/{name},mattes/{name},{'train' if row < 16 else 'val'}" for row, name in enumerate(names)]
+    manifest = tmp_path / "people/pairs.csv"
+    manifest.write_text("\n".join(["image,matte,split", *lines]))
+    options = [
+        "--width=4",
+        "--size=32",
+        "--epochs=20",
+        "--precision=fp32",
+        f"--data={manifest}",
+        f"--output={tmp_path}",
+    ]
+    for workers, batch in ((1, 16), (2, 8)):
+        train.main([*options, f"--workers={workers}", f"--batch={batch}", f"--name={workers}"])
+    one, two = (epochs(tmp_path / name) for name in ("1", "2"))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 21))
+    # The gradients agree far better (test_training.py); Adam amplifies what rounding leaves of them.
+    np.testing.assert_allclose([row["epoch_loss"] for row in two], [row["epoch_loss"] for row in one], rtol=5e-3)
 
 
 @pytest.mark.usefixtures("ray_cluster")
