@@ -56,7 +56,7 @@ class CheckpointAlphas:
     """Alphas that a checkpoint predicts."""
 
     def __init__(self, loaded: checkpoint.Checkpoint) -> None:
-        self._predictor = Predictor(loaded)
+        self._predictor = Predictor(loaded, precision="fp32")  # figures should not depend on the hardware
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
         """alpha_HW."""

@@ -338,7 +338,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
 
 def page_cases(best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]) -> dict[str, list[report.Case]]:
     """The best, median and worst validation pictures, predicted once more at their own size."""
-    predictor = Predictor(best)
+    predictor = Predictor(best, precision="fp32")
     groups = {}
     for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():
         examples = [pairs.example("val", key) for key in keys]

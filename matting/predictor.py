@@ -2,22 +2,27 @@
 
     image_HWC uint8 -> squashed to the training size -> micro-batches of one fixed size -> alpha -> back to H × W
 
-Knows no bytes and no URIs' contents but a checkpoint's.
+Knows no picture files; of URIs, only that of its checkpoint.
 """
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from matting import images, refine
+from matting import checkpoint, images
 from matting.checkpoint import Checkpoint
 from matting.devices import Precision, autocast_dtype
 from matting.images import Pixels
+from matting.refine import guided, upsample
 from matting.unet import UNet, alpha_of
+
+Refine = Literal["none", "guided"]
 
 
 class Predictor:
@@ -26,6 +31,7 @@ class Predictor:
     Args:
         loaded: the checkpoint.
         device: to run on.
+        refine: how alphas get to the photo's size: "none" interpolates, "guided" also looks at the photo.
         precision: of the convolutions; "auto" is bf16 where the hardware has it (on average within 1/255 of fp32).
         micro_batch: pictures the network sees at once. Always as many, the last batch padded, so that a photo's alpha
             does not depend on its neighbours; small, so that on a CPU the features stay in its cache.
@@ -35,16 +41,32 @@ class Predictor:
         self,
         loaded: Checkpoint,
         device: torch.device | None = None,
+        refine: Refine = "none",
         precision: Precision = "auto",
         micro_batch: int = 4,
     ) -> None:
         self.size = loaded.size
         self._device = device or torch.device("cpu")
+        self._refine = refine
         self._micro_batch = micro_batch
         dtype = autocast_dtype(self._device, precision) or torch.float32
         network = folded(loaded.model).to(self._device, dtype)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._dtype = dtype
+
+    @classmethod
+    def load(cls, uri: str, refine: Refine = "guided") -> "Predictor":
+        """The predictor of a checkpoint folder.
+
+        Raises:
+            CheckpointError, StorageError: it is not one, or cannot be read.
+        """
+        return cls(checkpoint.load(uri), refine=refine)
+
+    def __call__(self, photo: Image.Image) -> Image.Image:
+        """A photo's alpha: PIL image -> PIL image of mode "L", upright as the EXIF data says, of the upright size."""
+        image_HWC = np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+        return Image.fromarray(self.alphas([image_HWC])[0])
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """Alphas at training size: uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
@@ -64,7 +86,7 @@ class Predictor:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
         squashed = np.stack([images.resize(image, self.size, self.size) for image in images_HWC])
         return [
-            refine.upsample(alpha, image.shape[1], image.shape[0])
+            guided(alpha, image) if self._refine == "guided" else upsample(alpha, image.shape[1], image.shape[0])
             for alpha, image in zip(self.small_alphas(squashed), images_HWC, strict=True)
         ]
 

@@ -54,7 +54,7 @@ def write_packed(root: str, files: Files) -> str:
         described.append(
             {"name": shards.part_name(number), "rows": len(part), "sha256": hashlib.sha256(data).hexdigest()}
         )
-    shards.write_description(root, {"parts": described})
+    shards.write_description(root, {"parts": described, "unpaired": [], "rejected": []})
     return root
 
 

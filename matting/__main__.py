@@ -1,0 +1,38 @@
+"""One photo to a cutout, without a cluster.
+
+python -m matting photo.jpg -o cutout.png --checkpoint runs/first/best
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from matting import images, storage
+from matting.checkpoint import CheckpointError
+from matting.images import BadImage
+from matting.predictor import Predictor
+from matting.refine import foreground
+
+
+def main() -> None:
+    """Read, predict, write; an error is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m matting", description="Cut the person out of a photo.")
+    parser.add_argument("photo", help="URI of the photo")
+    parser.add_argument("-o", "--output", required=True, help="URI of the cutout, an RGBA PNG")
+    parser.add_argument("--checkpoint", required=True, help="URI of a checkpoint folder")
+    options = parser.parse_args()
+    try:
+        predictor = Predictor.load(options.checkpoint)
+        image_HWC = images.decode_image(storage.read_bytes(options.photo))
+        (alpha_HW,) = predictor.alphas([image_HWC])
+        cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])
+        storage.write_bytes(options.output, images.encode_png(cutout_HWC))
+    except (BadImage, CheckpointError, storage.StorageError) as error:
+        about = f"{options.photo}: " if isinstance(error, BadImage) else ""
+        print(f"error: {about}{error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
