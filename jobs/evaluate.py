@@ -134,7 +134,7 @@ def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
     dataset.context.enable_progress_bars = False
     dataset = dataset.map_batches(
         Scorer,
-        fn_constructor_args=(ray.put(rows), ray.put(alphas)),
+        fn_constructor_args=([ray.put(rows), ray.put(alphas)],),
         batch_size=TASK_ROWS,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
@@ -145,9 +145,10 @@ def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
 class Scorer:
     """The actor: numbers of rows in, their metrics out."""
 
-    def __init__(self, rows: ray.ObjectRef, alphas: ray.ObjectRef) -> None:
-        self._rows: Rows = ray.get(rows)
-        self._alphas: Alphas = ray.get(alphas)
+    def __init__(self, rows_and_alphas: list[ray.ObjectRef]) -> None:
+        self._rows: Rows
+        self._alphas: Alphas
+        self._rows, self._alphas = ray.get(rows_and_alphas)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         scored = [score_one(self._alphas, example) for example in self._rows.take(batch["id"]).examples(None)]

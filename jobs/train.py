@@ -50,7 +50,7 @@ class TrainConfig(PairOptions):
         data: "synthetic", or the URI of raw or packed pairs; several with commas between.
         output: URI under which the run's folder is made.
         name: of the run's folder; by default from recipe and data.
-        recipe: preset of the options below, from jobs/configs.
+        recipe: preset of the other options, from jobs/configs; by default "quickstart" for synthetic data, else "seed".
         size: pixels a side that pictures are squashed to.
         width: channels of the network's first level.
         depth: how often the network halves the picture.
@@ -72,7 +72,7 @@ class TrainConfig(PairOptions):
     data: str = "synthetic"
     output: str = "runs"
     name: str | None = None
-    recipe: Literal["seed", "matting"] = "seed"
+    recipe: Literal["seed", "matting", "quickstart"] | None = None
     size: int = 128
     width: int = 32
     depth: int = 3
@@ -101,7 +101,7 @@ class TrainConfig(PairOptions):
     def run_uri(self) -> str:
         """The run's folder."""
         collections = [uri.rstrip("/").rpartition("/")[2] for uri in self.data.split(",")]
-        return storage.join(cluster.absolute(self.output), self.name or "-".join([self.recipe, *collections]))
+        return storage.join(cluster.absolute(self.output), self.name or "-".join([str(self.recipe), *collections]))
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
         """What makes two commands the same run."""
@@ -120,9 +120,9 @@ class TrainConfig(PairOptions):
 
 
 def presets(options: Namespace) -> list[Path]:
-    """The recipe's file, and the quick start's when nothing else is trained on."""
-    files = [config.CONFIGS / f"{options.recipe}.yaml"]
-    return [*files, config.CONFIGS / "synthetic.yaml"] if options.data == "synthetic" else files
+    """The recipe's file."""
+    recipe = options.recipe or ("quickstart" if options.data == "synthetic" else "seed")
+    return [config.CONFIGS / f"{recipe}.yaml"]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
 def test_leaves_a_whole_run_folder(undisturbed: Path) -> None:
     best = checkpoint.load(str(undisturbed / "best"))
     assert best.size == 32
-    assert best.config["recipe"]["name"] == "seed"
+    assert best.config["recipe"]["name"] == "quickstart"
     checkpoint.load_train_state(str(undisturbed / "best"))
     rows = epochs(undisturbed)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
