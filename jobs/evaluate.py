@@ -1,7 +1,7 @@
 """Score a checkpoint, or mattes that any other system made, against true mattes at their own size.
 
     1. pairs of a split                                     driver
-    2. decode, predict (or read the prediction), six        actors, some pairs at a time
+    2. decode, predict (or read the prediction), six        tasks, some pairs each
        metrics of every picture
     3. per_image.parquet, metrics.json, report.html         driver -> <output>/
 
@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         raise DataError(f"{options.data} has no pairs in split '{options.split}': {pairs.counts()}.")
     output = cluster.absolute(options.output)
     storage.check_writable(output)
-    cluster.start(cpus=1, reading=1, gpus=0, what="One scoring actor")
+    cluster.start(cpus=0, reading=1, gpus=0, what="Scoring tasks")
     with cluster.Console() as console:
         progress = console.progress("scoring", total, "pictures")
         scored = []
@@ -128,31 +129,17 @@ def some(reasons: Mapping[str, str]) -> str:
 
 def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
     """Every row's key and metrics, or why it has none, as they come."""
-    tasks = -(-len(rows) // TASK_ROWS)
-    actors = max(1, min(tasks, int(ray.cluster_resources()["CPU"]) - 1))  # one CPU stays for the list of numbers
-    dataset = ray.data.range(len(rows), override_num_blocks=max(1, tasks))
+    dataset = ray.data.range(len(rows), override_num_blocks=max(1, len(rows) // TASK_ROWS))
     dataset.context.enable_progress_bars = False
-    dataset = dataset.map_batches(
-        Scorer,
-        fn_constructor_args=([ray.put(rows), ray.put(alphas)],),
-        batch_size=TASK_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-    )
-    yield from dataset.iter_rows()
+    what = [ray.put(rows), ray.put(alphas)]
+    yield from dataset.map_batches(partial(score_some, what=what), batch_size=TASK_ROWS, num_cpus=1).iter_rows()
 
 
-class Scorer:
-    """The actor: numbers of rows in, their metrics out."""
-
-    def __init__(self, rows_and_alphas: list[ray.ObjectRef]) -> None:
-        self._rows: Rows
-        self._alphas: Alphas
-        self._rows, self._alphas = ray.get(rows_and_alphas)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        scored = [score_one(self._alphas, example) for example in self._rows.take(batch["id"]).examples(None)]
-        return {name: [row[name] for row in scored] for name in scored[0]}
+def score_some(batch: dict[str, np.ndarray], what: list[ray.ObjectRef]) -> dict[str, list[Any]]:
+    """One task: numbers of rows in, their metrics out."""
+    rows, alphas = ray.get(what)
+    scored = [score_one(alphas, example) for example in rows.take(batch["id"]).examples(None)]
+    return {name: [row[name] for row in scored] for name in scored[0]}
 
 
 def score_one(alphas: Alphas, example: Example) -> dict[str, Any]:
@@ -190,7 +177,7 @@ def leave_results(
     )
     storage.write_bytes(storage.join(output, "per_image.parquet"), sink.getvalue())
     page = report.page(
-        title=f"{source} on {options.data}, {options.split}",
+        title=f"Evaluation on the {options.split} split",
         command=cluster.command(),
         facts={
             "Predictions": source,

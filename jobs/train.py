@@ -308,7 +308,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
     epochs = [row for row in history if "val_mad" in row]
     chosen = min(epochs, key=lambda row: row["val_mad"])
     page = report.page(
-        title=f"{options.recipe} on {options.data}",
+        title=f"Training {folder.uri.rpartition('/')[2]}",
         command=cluster.command(),
         facts={
             "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",

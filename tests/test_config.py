@@ -41,7 +41,7 @@ class BakeConfig:
             raise ValueError(f"--flour must be 0 or more, is {self.flour}")
 
 
-VALID = "config, , ".join(field.name for field in fields(BakeConfig))
+VALID = ", ".join(["config", *(field.name for field in fields(BakeConfig))])
 
 
 def parse(*argv: str) -> BakeConfig:
