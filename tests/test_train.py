@@ -204,7 +204,7 @@ def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -
     for error, arguments, words in (
         (StorageError, [f"--data={tmp_path / 'missing'}", output], "missing"),
         (StorageError, [f"--data={tmp_path / 'empty'}", output], "empty"),
-        (PairsError, [f"--data={tmp_path}", output, "--layout=ppm"], "ppm"),
+        (PairsError, [f"--data={undisturbed}", output, "--layout=ppm"], "layout ppm"),
         (ConfigError, ["--bacth=3"], "Did you mean 'batch'"),
         (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
         (ClusterError, [*SMALL, "--workers=64", output], "64 workers need 64 CPUs"),
