@@ -1,4 +1,4 @@
-"""Does memory grow with the number of pairs? Trains on 1× and 10× the rows and prints every process's peak.
+"""Does memory grow with the number of pairs? Trains on 1× and 10× the rows and prints the most that each process had.
 
     python -m tests.measure_memory [ROWS]
 
@@ -37,7 +37,7 @@ def write_manifest(root: Path, rows: int) -> Path:
 
 
 def peaks(process: int) -> dict[str, float]:
-    """Peak resident megabytes of each kind of process below this one, so far."""
+    """Megabytes of its own (not of the shared object store) that each kind of process below this one has now."""
     found: dict[str, float] = {}
     for pid in [process, *jobs.descendants(process)]:
         kinds = [kind for mark, kind in KINDS.items() if mark in jobs.command_line(pid)]
@@ -46,7 +46,7 @@ def peaks(process: int) -> dict[str, float]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         for line in status.splitlines():
-            if kinds and line.startswith("VmHWM:"):
+            if kinds and line.startswith("RssAnon:"):
                 found[kinds[0]] = max(found.get(kinds[0], 0), int(line.split()[1]) / 1024)
     return found
 
