@@ -25,7 +25,7 @@ from jobs import cluster, config
 from matting import checkpoint, images, report, storage
 from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.metrics import METRICS, MetricSums, image_metrics
-from matting.predictor import Predictor
+from matting.predictor import Network, Predictor
 
 TASK_ROWS = 16
 
@@ -57,7 +57,7 @@ class CheckpointAlphas:
     """Alphas that a checkpoint predicts."""
 
     def __init__(self, loaded: checkpoint.Checkpoint) -> None:
-        self._predictor = Predictor(loaded, precision="fp32")  # figures should not depend on the hardware
+        self._predictor = Predictor(Network(loaded, precision="fp32"))  # figures should not depend on the hardware
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
         """alpha_HW."""

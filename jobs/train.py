@@ -32,7 +32,7 @@ from matting import checkpoint, report, storage
 from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.devices import Precision
 from matting.losses import Reduction
-from matting.predictor import Predictor
+from matting.predictor import Network, Predictor
 from matting.training import NonFiniteLoss, Score, Trainer, TrainingConfig, mean_scores
 from matting.unet import Relu, UNet, UNetConfig
 
@@ -338,7 +338,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
 
 def page_cases(best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]) -> dict[str, list[report.Case]]:
     """The best, median and worst validation pictures, predicted once more at their own size."""
-    predictor = Predictor(best, precision="fp32")
+    predictor = Predictor(Network(best, precision="fp32"))
     groups = {}
     for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():
         examples = [pairs.example("val", key) for key in keys]

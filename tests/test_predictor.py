@@ -14,7 +14,7 @@ from matting import images
 from matting.checkpoint import Checkpoint
 from matting.devices import Precision
 from matting.images import Pixels
-from matting.predictor import Predictor, folded
+from matting.predictor import Network, Predictor, folded
 from matting.synthetic import draw_person
 from matting.unet import Relu, UNet, UNetConfig, alpha_of
 from tests.test_training import batch, new_trainer
@@ -66,23 +66,26 @@ def test_small_alphas_are_the_networks_rounded(trained: Checkpoint) -> None:
     squashed = np.stack(photos(*[(SIZE, SIZE)] * 5))
     with torch.no_grad():
         alpha = alpha_of(trained.model(torch.from_numpy(squashed).permute(0, 3, 1, 2) / 255))[:, 0] * 255
-    found = Predictor(trained, precision="fp32").small_alphas(squashed)
+    found = Network(trained, precision="fp32").small_alphas(squashed)
     assert (found.dtype, found.shape) == (np.uint8, (5, SIZE, SIZE))
     np.testing.assert_allclose(found, alpha.numpy(), atol=0.501)
     assert found.min() < 10
     assert found.max() > 245
 
 
-def test_bfloat16_is_close_to_float32(trained: Checkpoint) -> None:
-    # 8 bits of mantissa, through 18 layers: close on average, while single pixels of a steep edge may be 10 apart.
+def test_bfloat16_is_close_to_float32() -> None:
+    trainer = new_trainer(learning_rate=3e-3, width=16)
+    for _ in range(20):
+        trainer.train_epoch([batch(*range(8))])
+    trained = Checkpoint(trainer.model.eval(), SIZE, {}, {}, "identity")
     squashed = np.stack(photos(*[(SIZE, SIZE)] * 16))
     alphas = {
-        precision: Predictor(trained, precision=precision).small_alphas(squashed).astype(int)
+        precision: Network(trained, precision=precision).small_alphas(squashed).astype(int)
         for precision in ("fp32", "bf16")
     }
     apart = np.abs(alphas["fp32"] - alphas["bf16"])
-    assert apart.mean() < 1
-    assert np.quantile(apart, 0.99) <= 8
+    assert np.mean(apart > 2) < 0.002, np.bincount(apart.ravel())
+    assert apart.max() <= 6
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def network_outputs() -> Iterator[list[Tensor]]:
 def test_an_alpha_depends_on_its_photo_alone_bit_for_bit(precision: Precision, network_outputs: list[Tensor]) -> None:
     # Of full width: there, the kernels for a batch of one add up in another order than those for a batch of four.
     loaded = Checkpoint(UNet(UNetConfig()).eval(), 64, {}, {}, "identity")
-    predictor = Predictor(loaded, precision=precision)
+    predictor = Predictor(Network(loaded, precision=precision))
 
     def predict(some: list[Pixels]) -> list[tuple[Pixels, Tensor]]:
         """The alpha of each, and the output that it is made of."""
@@ -123,14 +126,14 @@ def test_an_alpha_depends_on_its_photo_alone_bit_for_bit(precision: Precision, n
 
 def test_an_alpha_has_the_size_of_its_photo(trained: Checkpoint) -> None:
     sizes = [(1, 1), (1, 50), (300, 2), (SIZE, SIZE), (37, 53)]
-    alphas = Predictor(trained).alphas(photos(*sizes))
+    alphas = Predictor(Network(trained)).alphas(photos(*sizes))
     assert [(alpha.shape, alpha.dtype) for alpha in alphas] == [((height, width), np.uint8) for width, height in sizes]
 
 
 def test_a_large_photo_gets_the_alpha_of_its_small_copy(trained: Checkpoint) -> None:
     (small,) = photos((SIZE, SIZE))
     large = small.repeat(4, axis=0).repeat(4, axis=1)
-    predictor = Predictor(trained)
+    predictor = Predictor(Network(trained))
     small_alpha, large_alpha = predictor.alphas([small, large])
     middles = large_alpha.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))
     assert np.abs(middles - small_alpha).mean() < 8

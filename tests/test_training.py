@@ -33,9 +33,9 @@ def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**values, **changes})
 
 
-def new_trainer(**changes: Any) -> Trainer:
+def new_trainer(width: int = 4, **changes: Any) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(UNet(UNetConfig(width=4)), config(**changes), torch.device("cpu"))
+    return Trainer(UNet(UNetConfig(width=width)), config(**changes), torch.device("cpu"))
 
 
 def batch(*numbers: int) -> Batch:
