@@ -137,6 +137,11 @@ def split_of(group: str, seed: int) -> Split:
     return "train" if tenth < 8 else "val" if tenth == 8 else "test"
 
 
+def some(items: list[str]) -> str:
+    """The first five, and how many more there are: for messages."""
+    return "; ".join(items[:5]) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")
+
+
 def _fingerprint(pairs: list[Pair], sizes: dict[str, int]) -> str:
     # A file without a size, as in a manifest, counts with its URI.
     rows = [
@@ -164,7 +169,7 @@ def _detect(uri: str, keys: list[str]) -> str:
     found = sorted({key.partition("/")[0] + "/" for key in keys if "/" in key})
     expected = [f"{name} ({' + '.join(rules[0].folders)})" for name, rules in _FOLDER_LAYOUTS.items()]
     raise PairsError(
-        f"{uri} fits no layout. Its folders: {_some(found) or 'none'}. Expected: {', '.join(expected)}, or the URI of "
+        f"{uri} fits no layout. Its folders: {some(found) or 'none'}. Expected: {', '.join(expected)}, or the URI of "
         "a manifest (.parquet or .csv with the columns image, matte). Correct the URI, or force one with `layout`."
     )
 
@@ -212,7 +217,7 @@ def _pair_manifest(uri: str, seed: int) -> tuple[list[Pair], Unpaired]:
     for number in range(len(columns["image"])):
         row = {name: values[number] or None for name, values in columns.items()}
         image, matte = row["image"], row["matte"]
-        key = row.get("key") or (image and _manifest_key(folder, image))
+        key = row.get("key") or (image and storage.default_key(folder, storage.resolve(folder, image)))
         if not image or not key:
             unpaired.append((f"row {number + 1}", "has no image"))
             continue
@@ -224,12 +229,12 @@ def _pair_manifest(uri: str, seed: int) -> tuple[list[Pair], Unpaired]:
         if split not in get_args(Split):
             raise PairsError(f"Row {number + 1} of {uri} has the split {split!r}; expected train, val or test.")
         if matte:
-            pairs.append(Pair(key, _resolve(folder, image), _resolve(folder, matte), split))
+            pairs.append(Pair(key, storage.resolve(folder, image), storage.resolve(folder, matte), split))
         else:
             unpaired.append((key, "has no matte in the manifest"))
     repeated = [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]
     if repeated:
-        raise PairsError(f"{uri} has more than one row for {_some(repeated)}; keep one, or tell them apart by `key`.")
+        raise PairsError(f"{uri} has more than one row for {some(repeated)}; keep one, or tell them apart by `key`.")
     return pairs, unpaired
 
 
@@ -255,17 +260,8 @@ def _read_manifest(uri: str) -> dict[str, list[str | None]]:
     return {name: table[name].cast(pa.string()).to_pylist() for name in table.column_names}
 
 
-def _manifest_key(folder: str, image: str) -> str:
-    """The image's path below the manifest's folder, or all of its URI but the scheme."""
-    return _resolve(folder, image).removeprefix(folder).rpartition("://")[2].lstrip("/")
-
-
-def _resolve(folder: str, uri: str) -> str:
-    return uri if "://" in uri or uri.startswith("/") else folder + uri
-
-
 def _check_enough(uri: str, layout: str, paired: int, unpaired: Unpaired, max_unpaired_fraction: float) -> None:
-    first = _some([f"{key!r} {reason}" for key, reason in unpaired])
+    first = some([f"{key!r} {reason}" for key, reason in unpaired])
     if not paired:
         rest = f"{len(unpaired)} files did not pair: {first}" if unpaired else "its folders are missing or empty"
         raise PairsError(f"{uri} holds no pairs of the layout {layout}; {rest}. Correct the URI or the layout.")
@@ -275,7 +271,3 @@ def _check_enough(uri: str, layout: str, paired: int, unpaired: Unpaired, max_un
             f"{uri} holds {paired} pairs, and {len(unpaired)} files that do not pair ({fraction:.1%}, more than the "
             f"{max_unpaired_fraction:.1%} that are allowed): {first}. Correct them, or raise `max_unpaired_fraction`."
         )
-
-
-def _some(items: list[str]) -> str:
-    return "; ".join(items[:5]) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")

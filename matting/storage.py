@@ -8,22 +8,35 @@ Knows no images: what the bytes mean is for the caller.
 """
 
 import errno
+import fcntl
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
 import fsspec.core
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyarrow import fs
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _AWS_ENDPOINT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+
+# A local file that is being written, beside the one that it will become.
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
+
+# How many threads may look at objects at a time; boto3's own limit of 10 has it open connections anew for the others.
+_CONNECTIONS = 64
+
+# Building a client takes 0.1 s of CPU time: of many threads that need the first, one builds it.
+_BUILDING_S3 = threading.Lock()
 
 # pyarrow sends an object of up to 5 MiB in one request and a larger one in parts of 10 MiB: two parts.
 _SMALL_PROBE, _MULTIPART_PROBE = 1_000, 12_000_000
@@ -115,11 +128,27 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(remote)), path
 
 
+def is_local(uri: str) -> bool:
+    """Whether a URI names a place in the local file system."""
+    return _split(uri)[0] == "file"
+
+
 def join(uri: str, key: str) -> str:
     """The URI of a key below `uri`. A key with a `..` part, which would lead out of it, is a StorageError."""
     if ".." in key.split("/"):
         raise StorageError(f"Key {key!r} has a '..' part and would lead out of {uri}; rename the file.")
     return f"{uri.rstrip('/')}/{key}"
+
+
+def resolve(folder: str, uri: str) -> str:
+    """What a table in `folder` ("", or a URI that ends in '/') means by `uri`: a relative path begins in its folder."""
+    return uri if _SCHEME.match(uri) or uri.startswith("/") else folder + uri
+
+
+def default_key(folder: str, uri: str) -> str:
+    """The key of a URI for which a table in `folder` has none: its path below the folder, or all of it without scheme
+    and leading slashes."""
+    return _split(uri.removeprefix(folder))[1].lstrip("/")
 
 
 def exists(uri: str) -> bool:
@@ -129,8 +158,33 @@ def exists(uri: str) -> bool:
         return bool(filesystem_.get_file_info(path).type == fs.FileType.File)
 
 
+def stat(uri: str) -> StoredFile:
+    """One object, as a listing of its folder has it: its name, size and etag.
+
+    Raises:
+        NotFoundError: there is no object (a folder is none).
+        StorageError: the store does not say.
+    """
+    scheme, path = _split(uri)
+    path = path.rstrip("/")
+    name = path.rpartition("/")[2]
+    with _explained(uri, "look at"):
+        if scheme == "file":
+            if not Path(path).is_file():
+                raise FileNotFoundError(path)
+            return _local_file(name, Path(path).stat())
+        if scheme == "s3":
+            return _head_s3(name, *path.partition("/")[::2])
+        remote, path = fsspec.core.url_to_fs(uri)
+        remote.invalidate_cache()
+        info = remote.info(path)
+        if info["type"] != "file":
+            raise FileNotFoundError(path)
+        return _fsspec_file(name, info)
+
+
 def list_files(uri: str) -> list[StoredFile]:
-    """Every file below `uri`, in all its folders, sorted by key.
+    """Every file below `uri`, in all its folders, sorted by key; none that `write_bytes` is still writing.
 
     Raises:
         NotFoundError: the folder or prefix does not exist or holds no file.
@@ -168,14 +222,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             with filesystem_.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-        try:
-            partial.write_bytes(data)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        _write_local(Path(path), data)
 
 
 def delete(uri: str) -> None:
@@ -194,6 +241,19 @@ def delete(uri: str) -> None:
                 remote.rm_file(path)
 
 
+def remove_partials(uri: str) -> int:
+    """Removes from a local folder, and from all below it, what killed processes left half written; returns how many.
+
+    A file that is still being written is locked by its writer and stays, as does one that may not be opened, and every
+    one on a file system without locks. Elsewhere than in a local folder, nothing is ever half written.
+    """
+    if not is_local(uri):
+        return 0
+    found = os.walk(_split(uri)[1], followlinks=True)
+    partials = (Path(folder, name) for folder, _, names in found for name in names if _PARTIAL.fullmatch(name))
+    return sum(_remove_abandoned(partial) for partial in partials)
+
+
 def check_writable(uri: str) -> None:
     """Proves an output location before work is spent on it: writes, reads back and removes a small object and, where
     it is not a local folder, one so large that it goes up in parts, which some S3-compatible stores garble silently.
@@ -201,8 +261,7 @@ def check_writable(uri: str) -> None:
     Raises:
         StorageError: what could not be done, or came back different, and what to do.
     """
-    is_local = _split(uri)[0] == "file"
-    for size in (_SMALL_PROBE,) if is_local else (_SMALL_PROBE, _MULTIPART_PROBE):
+    for size in (_SMALL_PROBE,) if is_local(uri) else (_SMALL_PROBE, _MULTIPART_PROBE):
         probe = join(uri, f".matting-probe-{uuid.uuid4().hex}")
         written = os.urandom(size)
         write_bytes(probe, written)
@@ -222,11 +281,45 @@ def _split(uri: str) -> tuple[str, str]:
     return (match[1].lower(), uri[match.end() :]) if match else ("file", uri)
 
 
-@lru_cache
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = False
+    while not written:
+        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+        with partial.open("xb") as stream:
+            try:
+                with suppress(OSError):  # a file system without locks, on which `remove_partials` removes nothing
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+                # Between its creation and its lock, a sweep may have taken the file for an abandoned one.
+                if os.fstat(stream.fileno()).st_nlink:
+                    stream.write(data)
+                    stream.flush()
+                    partial.replace(target)
+                    written = True
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(partial: Path) -> bool:
+    try:
+        with partial.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def _s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
+    with _BUILDING_S3:
+        return _build_s3(bucket)
+
+
+@lru_cache
+def _build_s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
     """A boto3 client (listings with ETag) and a pyarrow filesystem (bytes, at half the CPU time), alike configured."""
     # A session of its own: boto3's default one is not safe to use from several threads.
-    client = boto3.session.Session().client("s3")
+    client = boto3.session.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS))
     try:
         answer = client.head_bucket(Bucket=bucket)
     except ClientError as error:
@@ -246,14 +339,22 @@ def _s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
 def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
     with os.scandir(folder) as entries:
         for entry in entries:
+            if _PARTIAL.fullmatch(entry.name):
+                continue
             key = prefix + os.fsencode(entry.name).decode()
             if entry.is_dir():
                 yield from _walk(Path(entry.path), key + "/")
             elif entry.is_file():
-                stat = entry.stat()
-                yield StoredFile(key, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+                try:
+                    yield _local_file(key, entry.stat())
+                except FileNotFoundError:
+                    continue  # removed since its folder was read
             elif entry.is_symlink():
                 yield StoredFile(key, 0, "broken-link")  # listed, so that whoever reads it learns that it is broken
+
+
+def _local_file(key: str, info: os.stat_result) -> StoredFile:
+    return StoredFile(key, info.st_size, f"{info.st_mtime_ns:x}-{info.st_size:x}")
 
 
 def _list_s3(bucket: str, folder: str) -> Iterator[StoredFile]:
@@ -265,14 +366,32 @@ def _list_s3(bucket: str, folder: str) -> Iterator[StoredFile]:
                 yield StoredFile(row["Key"][len(prefix) :], row["Size"], row["ETag"].strip('"'))
 
 
+def _head_s3(name: str, bucket: str, key: str) -> StoredFile:
+    client = _s3(bucket)[0]
+    try:
+        answer = client.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "404":
+            raise FileNotFoundError(key) from error
+        raise
+    return StoredFile(name, answer["ContentLength"], answer["ETag"].strip('"'))
+
+
 def _list_fsspec(uri: str) -> Iterator[StoredFile]:
     remote, root = fsspec.core.url_to_fs(uri)
     remote.invalidate_cache()
     prefix = root.rstrip("/") + "/"
     for path, info in remote.find(root, detail=True).items():
-        version = next((info[field] for field in _FSSPEC_VERSION if field in info), "")
         if path.startswith(prefix):
-            yield StoredFile(path[len(prefix) :], info["size"], f"{version}-{info['size']:x}")
+            yield _fsspec_file(path[len(prefix) :], info)
+
+
+def _fsspec_file(key: str, info: dict[str, Any]) -> StoredFile:
+    version = next((info[field] for field in _FSSPEC_VERSION if field in info), "")
+    if isinstance(version, datetime):
+        version = version.timestamp()  # some filesystems say the one of a single file and the other in a listing
+    size = info["size"] or 0  # some web servers do not say
+    return StoredFile(key, size, f"{version}-{size:x}")
 
 
 @contextmanager

@@ -5,8 +5,12 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
+import threading
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -63,6 +67,26 @@ def test_etag_stays_with_the_file_and_changes_with_its_content(root):
     assert first.etag != changed.etag
 
 
+def test_stat_says_what_a_listing_says(root):
+    for name in NAMES:
+        storage.write_bytes(storage.join(root, name), name.encode())
+    for name in NAMES:
+        folder = storage.join(root, name).rpartition("/")[0]
+        listed = [file for file in storage.list_files(folder) if file.key == name.rpartition("/")[2]]
+        assert [storage.stat(storage.join(root, name))] == listed
+
+
+def test_stat_is_about_objects(root):
+    storage.write_bytes(storage.join(root, "a/b.jpg"), b"x")
+    for name in ("a", "a/c.jpg", "b.jpg"):
+        with pytest.raises(NotFoundError, match="it does not exist"):
+            storage.stat(storage.join(root, name))
+
+
+def test_only_local_places_are_local(root):
+    assert storage.is_local(root) == (not root.startswith(("s3://", "memory://")))
+
+
 def test_exists_is_about_objects(root):
     storage.write_bytes(storage.join(root, "a/b.jpg"), b"x")
     assert storage.exists(storage.join(root, "a/b.jpg"))
@@ -104,6 +128,27 @@ def test_join_refuses_to_leave_the_root():
         storage.join("/output", "a/../../etc/passwd")
 
 
+@pytest.mark.parametrize(
+    ("folder", "written", "uri", "key"),
+    [
+        ("s3://b/lists/", "x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
+        ("s3://b/lists/", "s3://b/lists/x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
+        ("s3://b/lists/", "s3://b/2.jpg", "s3://b/2.jpg", "b/2.jpg"),
+        ("s3://b/lists/", "/disk/3.jpg", "/disk/3.jpg", "disk/3.jpg"),
+        ("", "4.jpg", "4.jpg", "4.jpg"),
+        (
+            "/disk/",
+            "https://host/get?u=http://x/5.jpg",
+            "https://host/get?u=http://x/5.jpg",
+            "host/get?u=http://x/5.jpg",
+        ),
+    ],
+)
+def test_what_a_table_means_and_how_it_is_called(folder, written, uri, key):
+    assert storage.resolve(folder, written) == uri
+    assert storage.default_key(folder, uri) == key
+
+
 def test_a_failed_local_write_leaves_nothing(tmp_path):
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(StorageError, match="this is a folder"):
@@ -118,6 +163,140 @@ def test_a_local_file_is_replaced_not_written_over(tmp_path):
         storage.write_bytes(str(target), b"new")
         assert reader.read() == b"old content"
     assert target.read_bytes() == b"new"
+
+
+# Writes a file in steps: before each it says which, and waits for an answer.
+WRITER = """
+import sys
+from matting import storage
+
+def ask(event, arguments):
+    if event in ("fcntl.flock", "os.rename"):
+        print(event, flush=True)
+        sys.stdin.readline()
+
+sys.addaudithook(ask)
+storage.write_bytes(sys.argv[1], b"content")
+print("done", flush=True)
+"""
+
+WITHOUT_LOCKS = """
+import errno, sys
+from matting import storage
+
+def refuse(event, arguments):
+    if event == "fcntl.flock":
+        raise OSError(errno.ENOLCK, "No locks available")
+
+sys.addaudithook(refuse)
+storage.write_bytes(f"{sys.argv[1]}/a.png", b"content")
+print(storage.remove_partials(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path):
+    """Starts a process that writes a file, and ends it with the test."""
+    started = []
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", WRITER, f"{tmp_path}/{name}"]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def answer(process: subprocess.Popen) -> None:
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+
+
+def said(process: subprocess.Popen) -> str:
+    return process.stdout.readline().strip()
+
+
+def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_writes_is_not(tmp_path, writer):
+    storage.write_bytes(f"{tmp_path}/out/.whole.partial", b"a name of the user's own")
+    killed, living = writer("out/deep/killed.png"), writer("out/living.png")
+    for process in (killed, living):
+        assert said(process) == "fcntl.flock"
+        answer(process)
+        assert said(process) == "os.rename"
+    assert storage.remove_partials(str(tmp_path)) == 0
+    killed.kill()
+    killed.wait()
+    assert len(list((tmp_path / "out/deep").iterdir())) == 1
+    assert storage.list_files(str(tmp_path))[0].key == "out/.whole.partial"
+
+    assert storage.remove_partials(f"file://{tmp_path}") == 1
+    assert list((tmp_path / "out/deep").iterdir()) == []
+    answer(living)
+    assert said(living) == "done"
+    assert [file.key for file in storage.list_files(str(tmp_path))] == ["out/.whole.partial", "out/living.png"]
+    assert storage.read_bytes(f"{tmp_path}/out/living.png") == b"content"
+    assert storage.remove_partials(str(tmp_path)) == 0
+
+
+def test_a_file_swept_between_its_creation_and_its_lock_is_written_anew(tmp_path, writer):
+    process = writer("a.png")
+    assert said(process) == "fcntl.flock"
+    assert storage.remove_partials(str(tmp_path)) == 1
+    answer(process)
+    assert said(process) == "fcntl.flock"
+    answer(process)
+    assert said(process) == "os.rename"
+    answer(process)
+    assert said(process) == "done"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"content"
+
+
+def test_a_file_that_is_being_written_is_not_listed(tmp_path, writer):
+    (tmp_path / "a.png").touch()
+    process = writer("b.png")
+    assert said(process) == "fcntl.flock"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [file.key for file in storage.list_files(str(tmp_path))] == ["a.png"]
+
+
+def test_without_locks_files_are_written_and_nothing_is_swept(tmp_path):
+    partial = tmp_path / f".{uuid.uuid4().hex}.partial"
+    partial.touch()
+    command = [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", partial.name}
+    assert (tmp_path / "a.png").read_bytes() == b"content"
+
+
+def test_there_are_no_partials_but_in_local_folders(root):
+    assert storage.remove_partials(root) == 0
+    storage.write_bytes(storage.join(root, "a.jpg"), b"x")
+    assert storage.remove_partials(root) == 0
+
+
+def test_a_listing_bears_files_that_go_while_it_is_made(tmp_path):
+    storage.write_bytes(f"{tmp_path}/stays.png", b"x")
+    over = threading.Event()
+
+    def write_and_remove():
+        while not over.is_set():
+            for number in range(20):
+                storage.write_bytes(f"{tmp_path}/{number}.png", b"x")
+            for number in range(20):
+                storage.delete(f"{tmp_path}/{number}.png")
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(write_and_remove)
+        try:
+            listings = [storage.list_files(str(tmp_path)) for _ in range(500)]
+        finally:
+            over.set()
+        busy.result()
+    assert all("stays.png" in {file.key for file in listing} for listing in listings)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path):
