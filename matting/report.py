@@ -7,6 +7,7 @@ Knows no models and no storage: whoever calls has the arrays, and writes what co
 
 import base64
 import functools
+import hashlib
 import io
 import itertools
 import math
@@ -189,15 +190,8 @@ def page(
         groups: cases to show under each heading, such as `pick_cases` names them.
         skipped: (key, reason) of every file that was left out. The page has their count and the first hundred.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": format_number, "label": _label}
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         command=command,
         facts=facts,
@@ -208,6 +202,31 @@ def page(
         skipped=skipped,
         shown_skipped=SHOWN_SKIPPED,
     )
+
+
+def render(template: str, **values: object) -> str:
+    """A template beside this file, filled in. Text is escaped; what of odd file names UTF-8 cannot hold becomes "?".
+
+    Filters: `number` (format_number), `label` (a metric's name), and `digest`, by which a Content-Security-Policy
+    allows an inline style or script of this very text.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": format_number, "label": _label, "digest": _digest}
+    return environment.get_template(template).render(values).encode(errors="replace").decode()
+
+
+def embedded(name: str, picture: Image.Image) -> dict[str, str | int]:
+    """A picture for a template: name, uri (WebP inside, an alpha channel exact, the rest lossy), width and height."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="WEBP", quality=85)
+    uri = "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+    return {"name": name, "uri": uri, "width": picture.width, "height": picture.height}
 
 
 def format_number(value: object) -> str:
@@ -251,16 +270,11 @@ def _panels(case: Case, size: int) -> list[Image.Image]:
 
 def _page_panels(case: Case) -> list[dict[str, str | int]]:
     size = min(PAGE_PANEL, max(case.true_alpha_HW.shape))
-    return [
-        {"name": name, "uri": _data_uri(panel), "width": panel.width, "height": panel.height}
-        for name, panel in zip(PANELS, _panels(case, size), strict=True)
-    ]
+    return [embedded(name, panel) for name, panel in zip(PANELS, _panels(case, size), strict=True)]
 
 
-def _data_uri(image: Image.Image) -> str:
-    encoded = io.BytesIO()
-    image.save(encoded, format="WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 @functools.lru_cache

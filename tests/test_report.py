@@ -201,7 +201,7 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
         self.ids += [value for name, value in attrs if name == "id"]
-        if tag == "img":
+        if tag in ("img", "image"):
             self.images.append(dict(attrs))
 
     def handle_endtag(self, tag):
