@@ -1,0 +1,120 @@
+"""Export: ONNX that answers as the network does, at any batch and size, in a folder that is a checkpoint too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from jobs import export
+from matting import checkpoint, storage
+from matting.synthetic import draw_person
+from matting.unet import Relu, UNet, alpha_of
+from tests.jobs import ROOT, run
+from tests.test_predictor import as_if_trained
+
+SIZE = 32
+
+
+def save(uri: str, model: UNet) -> None:
+    checkpoint.save(uri, model, checkpoint.describe(model, SIZE, {}, {}), {"val_mad": 0.5}, train_state={"epoch": 1})
+
+
+@pytest.fixture(scope="module", params=["layer", "block"])
+def exported(request: pytest.FixtureRequest) -> tuple[UNet, bytes]:
+    """A network, and its model.onnx."""
+    relu: Relu = request.param
+    model = as_if_trained(relu)
+    save(f"memory://export/{relu}", model)
+    export.main([f"--checkpoint=memory://export/{relu}", f"--output=memory://export/{relu}-onnx"])
+    return model, storage.read_bytes(f"memory://export/{relu}-onnx/model.onnx")
+
+
+def test_answers_as_the_network_at_any_batch_and_size(exported: tuple[UNet, bytes]) -> None:
+    model, data = exported
+    session = onnxruntime.InferenceSession(data)
+    sizes = [(128, 128), (64, 96), (40, 48), (37, 53), (33, 8), (100, 7), (5, 4), (2, 300), (1, 1)]
+    for batch in (1, 3):
+        for height, width in sizes:
+            image = torch.rand(batch, 3, height, width)
+            with torch.no_grad():
+                expected = alpha_of(model(image)).numpy()
+            (alpha,) = session.run(["alpha"], {"image": image.numpy()})
+            assert (alpha.dtype, alpha.shape) == (np.float32, (batch, 1, height, width))
+            np.testing.assert_allclose(alpha, expected, rtol=0, atol=1e-5, err_msg=f"{batch} × {height} × {width}")
+            assert height * width < 64 or expected.std() > 1e-3  # not saturated, or any two networks would agree
+
+
+def test_says_what_it_is(exported: tuple[UNet, bytes]) -> None:
+    model, data = exported
+    proto = onnx.load_from_string(data)
+    loaded = checkpoint.load(f"memory://export/{model.config.relu}")
+    assert {entry.key: entry.value for entry in proto.metadata_props} == {
+        "model_sha256": loaded.identity,
+        "size": str(SIZE),
+    }
+    assert f"squash photos to {SIZE}×{SIZE}" in proto.doc_string
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", export.OPSET)]
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    for value, channels in ((proto.graph.input[0], 3), (proto.graph.output[0], 1)):
+        dimensions = value.type.tensor_type.shape.dim
+        assert [dim.dim_param or dim.dim_value for dim in dimensions] == ["batch", channels, "height", "width"]
+    assert str(ROOT).encode() not in data
+
+
+def run_example(output: str, folder: Path) -> np.ndarray:
+    """What the three lines of Python compute that the command printed, in a folder with photo.jpg and model.onnx."""
+    lines = [line.strip() for line in output.splitlines() if line.startswith("  ")]
+    assert len(lines) == 3
+    save_alpha = 'numpy.save("alpha.npy", alpha)'
+    code = "\n".join(["import numpy, onnxruntime, PIL.Image", *lines, save_alpha])
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    return np.load(folder / "alpha.npy")
+
+
+def test_the_command_leaves_a_folder_and_says_how_to_use_it(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where none answers: it would fail if it asked for a cluster
+    folder = tmp_path / "folder"
+    save(str(tmp_path / "best"), as_if_trained("layer"))
+    save(f"{bucket}/best", as_if_trained("layer"))
+    code, output = run("export", "--checkpoint", str(tmp_path / "best"), "--output", str(folder))
+    assert code == 0, output
+    assert len(output.splitlines()) == 6  # its own lines and nobody else's
+    code, output_of_bucket = run("export", "--checkpoint", f"{bucket}/best", "--output", f"{bucket}/folder")
+    assert code == 0, output_of_bucket
+    assert output_of_bucket == output.replace(str(folder), f"{bucket}/folder")
+
+    names = ["config.json", "metrics.json", "model.onnx", "model.safetensors"]
+    for uri in (str(folder), f"{bucket}/folder"):
+        assert [file.key for file in storage.list_files(uri)] == names
+        for name in names:
+            assert storage.read_bytes(f"{uri}/{name}") == storage.read_bytes(f"{folder}/{name}")
+
+    photo = Image.fromarray(draw_person(0, 0, 60, 80)[0])
+    photo.save(folder / "photo.jpg")
+    alpha = run_example(output, folder)
+    squashed = np.array(Image.open(folder / "photo.jpg").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    with torch.no_grad():
+        network = checkpoint.load(str(folder)).model
+        expected = alpha_of(network(torch.from_numpy(squashed).permute(2, 0, 1)[None] / 255)).numpy()
+    np.testing.assert_allclose(alpha, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_says_what_to_install(package: str, tmp_path: Path) -> None:
+    save(str(tmp_path / "best"), as_if_trained("layer"))
+    code = f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_module('jobs.export', run_name='__main__')"
+    arguments = [f"--checkpoint={tmp_path / 'best'}", f"--output={tmp_path / 'folder'}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert package in done.stderr
+    assert "pip install -e '.[export]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((tmp_path / "folder").iterdir())
