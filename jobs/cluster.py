@@ -22,7 +22,9 @@ from tqdm import tqdm
 from jobs.config import ConfigError
 from matting.checkpoint import CheckpointError
 from matting.collection import DataError
+from matting.ledger import LedgerError
 from matting.pairs import PairsError
+from matting.photos import PhotosError
 from matting.shards import ShardError
 from matting.storage import StorageError
 
@@ -37,13 +39,23 @@ class JobError(Exception):
     """The work began and failed. The message says what happened and what to do."""
 
 
-CANNOT_BEGIN = (ConfigError, DataError, PairsError, ShardError, StorageError, CheckpointError, ClusterError)
+CANNOT_BEGIN = (
+    ConfigError,
+    DataError,
+    PairsError,
+    PhotosError,
+    ShardError,
+    LedgerError,
+    StorageError,
+    CheckpointError,
+    ClusterError,
+)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a job's main, turning the errors that a user can act on into one paragraph and an exit code."""
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # the console tells what a user wants to know
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the console tells what a user wants to know; errors raise
     try:
         main(sys.argv[1:])
     except CANNOT_BEGIN as error:
@@ -59,7 +71,16 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
-def start(cpus: float, reading: float, gpus: float, what: str) -> None:
+@dataclass(frozen=True)
+class Resources:
+    """What work can keep busy: cores and GPUs, of a cluster that was started here or of one that may grow."""
+
+    is_own: bool
+    cores: int
+    gpus: int
+
+
+def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
 
     Args:
@@ -74,7 +95,8 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> None:
     if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     cores = os.cpu_count() or 1
-    if not ray.is_initialized() and cpus <= cores:
+    is_own = not ray.is_initialized()
+    if is_own and cpus <= cores:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
         # One logical core more than there are, for reading beside workers that hold them all.
         ray.init(num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -84,6 +106,7 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> None:
             f"{what} need {cpus:g} CPUs, {reading:g} for reading and {gpus:g} GPUs; the cluster has "
             f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs. Ask for fewer, or add nodes."
         )
+    return Resources(is_own, cores if is_own else int(found["CPU"]), int(found.get("GPU", 0)))
 
 
 @ray.remote(num_cpus=0)

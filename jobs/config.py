@@ -36,7 +36,8 @@ def parse(config_type: type[T], argv: Sequence[str], presets: Callable[[Namespac
     parser = ArgumentParser(prog=f"python jobs/{job_name(config_type)}.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(config_type)
-    arguments = config_files_first([dashes_to_underscores(argument) for argument in argv])
+    switches = {f"--{field.name}" for field in fields(config_type) if field.type is bool}  # type: ignore[arg-type]
+    arguments = config_files_first(switched_on([dashes_to_underscores(argument) for argument in argv], switches))
     try:
         given = parser.parse_args(arguments)
         if presets:
@@ -56,6 +57,14 @@ def dashes_to_underscores(argument: str) -> str:
     """Option names in Python's spelling; values stay as they are."""
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def switched_on(arguments: Sequence[str], switches: set[str]) -> list[str]:
+    """A switch without a value is on; the parser wants one."""
+    return [
+        f"{argument}=true" if argument in switches and following.lower() not in ("true", "false") else argument
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=False)
+    ]
 
 
 def config_files_first(arguments: Sequence[str]) -> list[str]:

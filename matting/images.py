@@ -33,6 +33,8 @@ Pixels = NDArray[np.uint8]
 # million, so that this is the only one.
 MAX_PIXELS = 80_000_000
 
+MAX_WEBP_SIDE = 16_383
+
 # Less than the network's first step down leaves a pixel of: a placeholder, not a photo with its matte.
 MIN_PAIR_SIDE = 8
 
@@ -159,6 +161,20 @@ def encode_png(array: Pixels, level: int = 1) -> bytes:
     the usual 6, at a tenth more bytes."""
     buffer = BytesIO()
     Image.fromarray(array).save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
+    """WebP of cutout_HWC (RGBA), uint8: colours with losses, and none where nothing shows; alpha without.
+
+    Raises:
+        BadImage: larger than a WebP can be.
+    """
+    height, width = cutout_HWC.shape[:2]
+    if max(height, width) > MAX_WEBP_SIDE:
+        raise BadImage(f"{width}×{height} pixels, more than the {MAX_WEBP_SIDE:,} a side that WebP holds; choose PNG")
+    buffer = BytesIO()
+    Image.fromarray(cutout_HWC).save(buffer, "WEBP", quality=quality, method=0, alpha_quality=100)
     return buffer.getvalue()
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("matting", "jobs")
 
-SHARED_JOBS_MODULES = {"jobs.config", "jobs.cluster", "jobs.streams", "jobs.runs"}
+SHARED_JOBS_MODULES = {"jobs.config", "jobs.cluster", "jobs.streams", "jobs.runs", "jobs.blocks"}
 
 # What a module must not know, not even through what it imports. A name covers what is below it.
 LIBRARY_KNOWS_NOT = ("ray", "jobs", "jsonargparse")
@@ -29,6 +29,9 @@ KNOWS_NOT = {
     "matting.training": ("ray", "matting.storage", "pathlib", "os", "io"),
     "matting.synthetic": ("torch", "matting.storage", "pathlib", "os", "io"),
     "matting.refine": ("matting.unet", "matting.storage", "pathlib", "os"),
+    "matting.photos": ("matting.images", "PIL", "matting.unet"),
+    "matting.ledger": ("matting.images", "PIL", "matting.unet", "matting.photos"),
+    "matting.gallery": ("matting.unet", "matting.storage", "matting.ledger"),
     "jobs.config": PACKAGES,
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
 }
@@ -113,7 +116,7 @@ def test_a_module_does_not_know_what_is_not_its_concern(module: str) -> None:
 
 
 def test_jobs_share_a_few_modules_and_no_main() -> None:
-    assert {"jobs.train", "jobs.pack", "jobs.evaluate"} <= MAINS
+    assert {"jobs.train", "jobs.pack", "jobs.evaluate", "jobs.predict", "jobs.export"} <= MAINS
     assert {name for name in MODULES if name.startswith("jobs.")} - MAINS == SHARED_JOBS_MODULES
     for module, names in GRAPH.items():
         assert not names & MAINS, f"{module} imports a main"

@@ -28,6 +28,7 @@ class BakeConfig:
         kind: of the flour.
         name: of the loaf.
         rests: hours.
+        sliced: before it is sold.
     """
 
     flour: int = 500
@@ -35,6 +36,7 @@ class BakeConfig:
     kind: Literal["rye", "wheat"] = "rye"
     name: str | None = None
     rests: tuple[float, float] = (12, 1)
+    sliced: bool = False
 
     def __post_init__(self) -> None:
         if self.flour < 0:
@@ -62,6 +64,13 @@ def test_dashes_and_underscores_are_the_same_in_names_only() -> None:
     for spelling in (["--oven-heat", "200"], ["--oven_heat", "200"], ["--oven-heat=200"], ["--oven_heat=200"]):
         assert parse(*spelling, "--name", "my-own-loaf") == BakeConfig(oven_heat=200, name="my-own-loaf")
     assert parse("--name=--a-b").name == "--a-b"
+
+
+def test_a_switch_is_on_without_a_value() -> None:
+    for argv in (["--sliced"], ["--sliced", "true"], ["--sliced=true"], ["--name", "a", "--sliced", "--flour", "1"]):
+        assert parse(*argv).sliced
+    for argv in ([], ["--sliced", "false"], ["--sliced=false"]):
+        assert not parse(*argv).sliced
 
 
 def test_later_wins_defaults_presets_file_command_line(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""A prediction's Ray tasks: due photos cut into blocks, and a block dealt with wherever there is a free core.
+
+    due photos: `photos.SCHEMA`, outputs -> blocks: the same and `block`, a number each
+    block -> fetch, decode, network, encode, put, ledger part -> key, error, certainty, began, ended
+
+Without GPUs a task does all of this itself, on one core: what passes between processes are keys and figures. With
+GPUs, the network is an actor on each, to which tasks send photos at training size, so that decoding and encoding scale
+apart from it. A module of its own, since Ray's processes keep their network in it from one task to the next.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from matting import checkpoint
+from matting.checkpoint import CheckpointError
+from matting.images import Pixels
+from matting.outputs import Outputs, Settings
+from matting.predictor import Network, Predictor
+
+BLOCK_PHOTOS = 256  # a few seconds of a core's time: what a crash costs, and how often a ledger part is written
+BLOCK_BYTES = 64_000_000  # of input files: large photos make smaller blocks, whose outputs fit into memory
+BLOCKS_PER_TASK = 4  # of those that run at a time, at least: so that all end at about the same time
+CPU_TOGETHER, GPU_TOGETHER = 4, 32  # photos that the network sees at once
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task has to know."""
+
+    checkpoint: str
+    model: str
+    output: str
+    settings: Settings
+    run: str
+
+    def load(self) -> checkpoint.Checkpoint:
+        """The checkpoint. Raises CheckpointError if it is no longer the one that the run began with."""
+        loaded = checkpoint.load(self.checkpoint)
+        if loaded.identity != self.model:
+            raise CheckpointError(f"{self.checkpoint} was replaced while it was in use; run again.")
+        return loaded
+
+
+def blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:
+    """Cut what is due into numbered blocks, of a bounded count of photos and of bytes."""
+    most = min(BLOCK_PHOTOS, max(CPU_TOGETHER, -(-len(due) // (BLOCKS_PER_TASK * tasks))))
+    start = number = size = 0
+    for place, photo_size in enumerate(due["size"].to_pylist()):
+        if place > start and (place - start == most or size + photo_size > BLOCK_BYTES):
+            yield numbered(due.slice(start, place - start), number)
+            start, number, size = place, number + 1, 0
+        size += photo_size
+    yield numbered(due.slice(start), number)
+
+
+def numbered(block: pa.Table, number: int) -> pa.Table:
+    """With its number as a column."""
+    return block.append_column("block", pa.array(np.full(len(block), number)))
+
+
+def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.Table:
+    """One task: columns of `photos.SCHEMA`, outputs, block -> key, error, certainty, began, ended.
+
+    Args:
+        block: the photos.
+        work: what is to be done.
+        networks: GpuNetwork actors that predict; none: the task does it itself.
+    """
+    began = time.time()
+    number = block["block"][0].as_py()
+    rows = outputs_of(work, networks[number % len(networks)] if networks else None).handle(block, number)
+    said = pa.Table.from_pylist(rows, pa.schema([("key", "string"), ("error", "string"), ("certainty", "double")]))
+    for name, value in (("began", began), ("ended", time.time())):
+        said = said.append_column(name, pa.array(np.full(len(said), value)))
+    return said
+
+
+@lru_cache
+def outputs_of(work: Work, gpu: Any) -> Outputs:
+    """Made once in each of Ray's processes, which run one task after another."""
+    loaded = work.load()
+    network = ElsewhereNetwork(loaded.size, gpu) if gpu else Network(loaded, micro_batch=CPU_TOGETHER)
+    predictor = Predictor(network, work.settings.refine)
+    return Outputs(work.output, work.settings, work.run, work.model, predictor, GPU_TOGETHER if gpu else CPU_TOGETHER)
+
+
+@ray.remote(num_gpus=1, num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)
+class GpuNetwork:
+    """A network on a GPU of its own, which serves many workers; while one's photos travel, another's are predicted."""
+
+    def __init__(self, work: Work) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = Network(work.load(), device, micro_batch=GPU_TOGETHER)
+
+    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
+        """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        return self._network.small_alphas(squashed_BHWC)
+
+
+class ElsewhereNetwork:
+    """A GpuNetwork, asked from another process."""
+
+    def __init__(self, size: int, actor: "ray.actor.ActorHandle[GpuNetwork]") -> None:
+        self.size = size
+        self._actor = actor
+
+    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
+        """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        alphas: Pixels = ray.get(self._actor.small_alphas.remote(squashed_BHWC))
+        return alphas

@@ -1,0 +1,335 @@
+"""Matte a collection: a checkpoint and a bucket of photos -> mattes, cutouts, and a ledger that accounts for all.
+
+    1. photos of the collection, less what the ledger has as done   driver -> what is due
+    2. blocks of due photos: keys and URIs, no pixels               driver -> object store
+    3. fetch, decode, network, encode, put, ledger part             a task a block, one on each core
+       (with GPUs, the network in an actor each, and the rest around it)
+    4. the ledger in one part, report.html                          driver
+
+A photo is done when its outputs and then its ledger row are in the store. A run that is killed loses at most the blocks
+it was at; the next one does what is left.
+"""
+
+import bisect
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+from ray.exceptions import RayError
+
+from jobs import cluster, config
+from jobs.blocks import GpuNetwork, Work, blocks, handle_block
+from matting import checkpoint, gallery, images, ledger, outputs, storage
+from matting.checkpoint import CheckpointError
+from matting.images import Pixels
+from matting.outputs import CutoutFormat, Settings, Sink
+from matting.pairs import some
+from matting.photos import Photos, find_photos, read_photos
+from matting.predictor import Refine
+from matting.refine import foreground
+
+SHARED_CPUS = 0.5  # of a task that waits for a GPU half of the time
+SHOWN = 24  # cards in each group of the page
+COVERAGE_BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Matte every photo of a collection.
+
+    Args:
+        checkpoint: URI of a checkpoint folder.
+        images: URI of a folder of photos, or of a Parquet or CSV table with a column of URIs or of image bytes.
+        output: URI of the folder for mattes, ledger and page.
+        write: what to make of each photo: alpha, cutout, or both with a comma between.
+        format: of cutouts.
+        refine: how alphas get to the photo's size: "none" interpolates, "guided" also looks at the photo.
+        sink: "files" writes an object for each matte, "table" Parquet parts that hold many.
+        limit: handle at most so many photos in this run.
+        plan: only say what there is to do.
+        retry_failed: handle again what failed before and has not changed since.
+        max_failed: fraction of this run's photos that may fail, above which the job fails.
+        prune: remove the outputs of photos that are no longer in the collection.
+        workers: tasks at a time; by default one for each core of the cluster.
+    """
+
+    checkpoint: str
+    images: str
+    output: str
+    write: str = "alpha"
+    format: CutoutFormat = "png"
+    refine: Refine = "guided"
+    sink: Sink = "files"
+    limit: int | None = None
+    plan: bool = False
+    retry_failed: bool = False
+    max_failed: float = 0.01
+    prune: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.write_kinds or set(self.write_kinds) - {"alpha", "cutout"}:
+            raise ValueError(f"--write takes alpha, cutout or alpha,cutout, is {self.write!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be 1 or more, is {self.limit}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers must be 1 or more, is {self.workers}")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"--max-failed is a fraction from 0 to 1, is {self.max_failed}")
+
+    @property
+    def write_kinds(self) -> tuple[Any, ...]:
+        """Sorted, so that the order of writing them down makes no difference."""
+        return tuple(sorted({kind.strip() for kind in self.write.split(",") if kind.strip()}))
+
+    @property
+    def settings(self) -> Settings:
+        """What the ledger remembers of these options."""
+        return Settings(self.write_kinds, self.format, self.refine, self.sink)
+
+
+@dataclass
+class Tally:
+    """What came of the photos so far; of bounded size."""
+
+    done: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of failures
+    failed: list[tuple[str, str]] = field(default_factory=list)  # the first few: key, error
+    least_certain: list[tuple[float, str]] = field(default_factory=list)  # certainty, key
+    sample: list[tuple[float, str]] = field(default_factory=list)  # a hash of the key, key
+    began: float = float("inf")  # of the first task, in seconds since the epoch
+    ended: float = 0.0
+
+    def add(self, block: pa.Table) -> None:
+        """What :func:`handle_block` says of a block."""
+        for row in block.to_pylist():
+            self.began, self.ended = min(self.began, row["began"]), max(self.ended, row["ended"])
+            if row["error"] is not None:
+                self.reasons[kind_of(row["error"])] += 1
+                if len(self.failed) < SHOWN:
+                    self.failed.append((row["key"], row["error"]))
+                continue
+            self.done += 1
+            keep_smallest(self.least_certain, row["certainty"], row["key"])
+            keep_smallest(self.sample, zlib.crc32(row["key"].encode()), row["key"])
+
+    @property
+    def total(self) -> int:
+        """Photos handled."""
+        return self.done + self.reasons.total()
+
+    def speed(self) -> str:
+        """In words, start-up apart."""
+        seconds = max(self.ended - self.began, 1e-3)
+        start_up = self.began - psutil.Process().create_time()
+        return f"{self.total / seconds:.1f} photos/s for {duration(seconds)}, after {start_up:.1f} s of start-up"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plan, predict what is due, and leave ledger and page."""
+    options = config.parse(PredictConfig, argv)
+    checkpoint_uri, source, output = (
+        cluster.absolute(uri).rstrip("/") for uri in (options.checkpoint, options.images, options.output)
+    )
+    model = checkpoint.load(checkpoint_uri).identity
+    photos = find_photos(source, output)
+    known = ledger.read(output)
+    plan = ledger.plan(photos.table, known, model, str(options.settings), options.retry_failed)
+    due = plan.due.slice(0, options.limit)
+    print_plan(source, photos, plan, due, ledger.last_rate(known), options.prune)
+    if options.plan:
+        return
+    storage.check_writable(output)
+    if options.prune and len(plan.deleted):
+        gone = known.filter(pc.is_in(known["key"], plan.deleted.combine_chunks()))
+        outputs.remove(output, dict(zip(gone["key"].to_pylist(), gone["outputs"].to_pylist(), strict=True)))
+    if not len(due):
+        ledger.compact(output, plan.deleted if options.prune else ())
+        storage.remove_partials(output)
+        print("Nothing left to do.")
+        return
+    run = ledger.new_run(datetime.now(UTC))
+    tally = predict(
+        Work(checkpoint_uri, model, output, options.settings, run), with_earlier_outputs(due, known), options.workers
+    )
+    merged = ledger.compact(output, plan.deleted if options.prune else ())
+    storage.remove_partials(output)
+    write_page(options, output, merged, tally, photos)
+    print_result(output, tally, len(photos.table) - len(due))
+    failed = tally.reasons.total()
+    if failed > options.max_failed * tally.total:
+        raise cluster.JobError(
+            f"{failed:,} of {tally.total:,} photos failed, more than --max-failed {options.max_failed:g} allows. The "
+            f"ledger names them all, with their reasons: {some([f'{key}: {why}' for key, why in tally.failed])}"
+        )
+
+
+def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, rate: float | None, prunes: bool) -> None:
+    """How much there is, is done and is left."""
+    others = f" ({len(photos.ignored):,} other files: {some(list(photos.ignored))})" if photos.ignored else ""
+    print(f"{len(photos.table):>11,} photos in {source}{others}")
+    for state, count in plan.counts.items():
+        if count:
+            print(f"{count:>11,} {STATES[state]}")
+    if len(plan.deleted):
+        outcome = "are removed" if prunes else "stay; --prune removes them"
+        print(f"{len(plan.deleted):>11,} deleted from the collection; their outputs {outcome}")
+    limit = f", of which {len(due):,} in this run" if len(due) < len(plan.due) else ""
+    estimate = f", about {duration(len(due) / rate)} at the last run's {rate:.1f} photos/s" if rate and len(due) else ""
+    print(f"{len(plan.due):>11,} left to do{limit}{estimate}", flush=True)
+
+
+STATES = {
+    "new": "new",
+    "changed": "changed since they were matted",
+    "outdated": "made with another checkpoint or other settings",
+    "failed": "failed before, unchanged (--retry-failed tries them again)",
+    "done": "done",
+}
+
+
+def with_earlier_outputs(due: pa.Table, known: pa.Table) -> pa.Table:
+    """The due photos and what an earlier run left of each, null for a new one."""
+    places = pc.index_in(due["key"], known["key"].combine_chunks())
+    return due.append_column("outputs", known["outputs"].take(places))
+
+
+def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
+    """Deal with every due photo."""
+    tally = Tally()
+    found = cluster.start(cpus=workers or 1, reading=0, gpus=0, what="Predicting tasks")
+    share = SHARED_CPUS if found.gpus else 1
+    count = workers or max(1, int(found.cores / share))
+    networks = tuple(GpuNetwork.remote(work) for _ in range(found.gpus))
+    dataset = ray.data.from_arrow(list(blocks(due, count)))
+    context = dataset.context
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    dataset = dataset.map_batches(
+        partial(handle_block, work=work, networks=networks),
+        batch_size=None,
+        batch_format="pyarrow",
+        # Elsewhere nodes may join, and their cores are welcome.
+        compute=ray.data.TaskPoolStrategy(size=count if workers or found.is_own else None),
+        num_cpus=share,
+    )
+    with cluster.Console() as console:
+        progress = console.progress("predicting", len(due), "photos")
+        try:
+            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                tally.add(block)
+                progress.update(len(block))
+        except (RayError, storage.StorageError, CheckpointError) as error:
+            raise cluster.JobError(
+                f"stopped after {tally.total:,} of {len(due):,} photos; what is done stays done, run again. {error}"
+            ) from error
+    return tally
+
+
+def write_page(options: PredictConfig, output: str, merged: pa.Table, tally: Tally, photos: Photos) -> None:
+    """report.html: figures of the whole ledger, pictures of this run."""
+    model, run = (
+        merged.filter(pc.equal(merged["run"], pc.max(merged["run"])))[name][0].as_py() for name in ("model", "run")
+    )
+    counts = ledger.plan(photos.table, merged, model, str(options.settings), retry_failed=False).counts
+    failed = merged.filter(pc.equal(merged["status"], "failed"))
+    coverage = merged["coverage"].drop_null().to_numpy()
+    page = gallery.page(
+        title="Mattes",
+        command=cluster.command(),
+        facts={
+            "Photos": options.images,
+            "Output": output,
+            "Checkpoint": f"{options.checkpoint}, SHA-256 {model[:16]}…",
+            "Settings": str(options.settings),
+            "Run": run,
+            "This run": f"{tally.done:,} done, {tally.total - tally.done:,} failed, {tally.speed()}",
+        },
+        counts={
+            "photos": len(photos.table),
+            "done": counts["done"],
+            "failed": counts["failed"],
+            "left": counts["new"] + counts["changed"] + counts["outdated"],
+        },
+        failures=Counter(kind_of(error) for error in failed["error"].to_pylist()),
+        coverage=np.histogram(coverage, COVERAGE_BINS, (0, 1))[0].tolist(),
+        cards=cards(output, photos.table, merged, tally),
+    )
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list[gallery.Card]:
+    """The page's pictures: the first few that failed, the least certain, and a sample of the others."""
+    certainty = {key: value for value, key in tally.least_certain}
+    groups: dict[str, gallery.Group] = dict.fromkeys((key for _, key in tally.sample), "sample")
+    groups |= dict.fromkeys(certainty, "least certain") | dict.fromkeys((key for key, _ in tally.failed), "failed")
+    keys = pa.array(sorted(groups))
+    rows = merged.take(pc.index_in(keys, merged["key"].combine_chunks())).to_pylist()
+    inputs = photos.take(pc.index_in(keys, photos["key"].combine_chunks()))
+    made = []
+    for index, data in read_photos(inputs, ahead=4):
+        key, row = rows[index]["key"], rows[index]
+        try:
+            image_HWC = None if isinstance(data, str) else thumbnail(images.decode_image(data))
+        except images.BadImage:
+            image_HWC = None
+        if row["status"] == "failed":
+            made.append(gallery.Card(key, groups[key], {"reason": row["error"]}, image_HWC))
+            continue
+        facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
+        if key in certainty:
+            facts["certainty"] = certainty[key]
+        alpha_HW = thumbnail(outputs.read_alpha(output, key, row["outputs"]))
+        if image_HWC is not None and image_HWC.shape[:2] == alpha_HW.shape:  # else it has changed since
+            made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, foreground(image_HWC, alpha_HW)))
+    return sorted(made, key=lambda card: (certainty.get(card.key, 2), card.key))
+
+
+def thumbnail(array: Pixels) -> Pixels:
+    """At the size that the page shows."""
+    height, width = array.shape[:2]
+    scale = min(1, gallery.THUMBNAIL / max(height, width))
+    return images.resize(array, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def print_result(output: str, tally: Tally, skipped: int) -> None:
+    """What this run did."""
+    print(f"{tally.done:>11,} done")
+    print(f"{skipped:>11,} skipped, handled before")
+    print(f"{tally.reasons.total():>11,} failed")
+    for reason, count in tally.reasons.most_common():
+        print(f"{count:>15,} {reason}")
+    print(f"{tally.speed()}. Page: {output}/report.html")
+
+
+def kind_of(error: str) -> str:
+    """What failures of one kind have in common: the reason without names and numbers."""
+    return re.sub(r"\d[\d,.]*", "N", error.partition(":")[0])
+
+
+def keep_smallest(kept: list[tuple[Any, str]], value: float, key: str) -> None:
+    """Insert into a sorted list that never grows beyond SHOWN."""
+    bisect.insort(kept, (value, key))
+    del kept[SHOWN:]
+
+
+def duration(seconds: float) -> str:
+    """In words: "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+if __name__ == "__main__":
+    cluster.run(main)

@@ -1,0 +1,169 @@
+"""outputs: what a block of photos leaves, file by file and row by row, without a cluster."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from matting import images, ledger, outputs, storage
+from matting.checkpoint import Checkpoint
+from matting.outputs import Outputs, Settings
+from matting.photos import find_photos
+from matting.predictor import Network, Predictor
+from matting.refine import foreground
+from matting.synthetic import draw_person
+from matting.unet import UNet, UNetConfig
+
+SIZES = {"a.jpg": (40, 50), "b/a.jpg": (64, 30), "b/c.png": (1, 1), "d.png": (33, 90), "e.jpg": (8, 8)}
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    """Of a network that knows nothing."""
+    torch.manual_seed(0)
+    return Predictor(Network(Checkpoint(UNet(UNetConfig(width=4)).eval(), 32, {}, {}, "model")), "guided")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of five photos."""
+    folder = tmp_path / "photos"
+    for number, (key, (width, height)) in enumerate(SIZES.items()):
+        image = images.resize(draw_person(3, number, 64, 64)[0], width, height)
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(images.encode_png(image) if key.endswith("png") else images.encode_jpeg(image))
+    return folder
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"write": ("alpha", "cutout"), "format": "png", "refine": "guided", "sink": "files", **changes})
+
+
+def block(folder: Path, earlier: dict[str, list[str]] | None = None) -> pa.Table:
+    table = find_photos(str(folder)).table
+    known = [(earlier or {}).get(key) for key in table["key"].to_pylist()]
+    return table.append_column("outputs", pa.array(known, pa.list_(pa.string())))
+
+
+def handle(
+    predictor: Predictor, what: Settings, folder: Path, output: Path, earlier: dict[str, list[str]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The ledger's rows by key, after one block."""
+    outputs_ = Outputs(str(output), what, ledger.new_run(datetime.now(UTC)), "model", predictor, together=2)
+    said = outputs_.handle(block(folder, earlier), 0)
+    assert sorted(row["key"] for row in said) == find_photos(str(folder)).table["key"].to_pylist()
+    return {row["key"]: row for row in ledger.read(str(output)).to_pylist()}
+
+
+def files(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "_ledger" not in str(path)
+    }
+
+
+def test_leaves_a_matte_a_cutout_and_a_row_for_each_photo(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    rows = handle(predictor, settings(), photos, output)
+    assert files(output) == {f"{kind}/{key}.png" for kind in ("alpha", "cutout") for key in SIZES}
+    for key, (width, height) in SIZES.items():
+        image = images.decode_image((photos / key).read_bytes())
+        (expected,) = predictor.alphas([image])  # one photo at a time
+        alpha = np.array(Image.open(output / f"alpha/{key}.png"))
+        cutout = np.array(Image.open(output / f"cutout/{key}.png"))
+        assert alpha.shape == (height, width)
+        np.testing.assert_array_equal(alpha, expected)
+        np.testing.assert_array_equal(cutout, np.dstack([foreground(image, expected), expected]))
+        row = rows[key]
+        assert (row["status"], row["error"], row["width"], row["height"]) == ("done", None, width, height)
+        assert row["coverage"] == pytest.approx(expected.mean() / 255, abs=1e-6)
+        assert row["outputs"] == [f"alpha/{key}.png", f"cutout/{key}.png"]
+        assert (row["model"], row["settings"]) == ("model", str(settings()))
+        assert row["size"] == (photos / key).stat().st_size
+
+
+def test_a_cutout_as_webp_keeps_its_alpha_exactly(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    handle(predictor, settings(write=("cutout",), format="webp"), photos, tmp_path)
+    for key in SIZES:
+        image = images.decode_image((photos / key).read_bytes())
+        (expected,) = predictor.alphas([image])
+        cutout = Image.open(tmp_path / f"cutout/{key}.webp")
+        assert cutout.format == "WEBP"
+        np.testing.assert_array_equal(np.array(cutout.convert("RGBA").getchannel("A")), expected)
+
+
+def test_a_table_holds_the_same_bytes_as_files(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    handle(predictor, settings(), photos, tmp_path / "files")
+    rows = handle(predictor, settings(sink="table"), photos, tmp_path / "table")
+    found = duckdb.sql(f"select * from '{tmp_path}/table/mattes/*.parquet' order by key").fetchall()
+    etags = dict(zip(*(find_photos(str(photos)).table[name].to_pylist() for name in ("key", "etag")), strict=True))
+    assert found == [
+        (key, etags[key], *((tmp_path / "files" / kind / f"{key}.png").read_bytes() for kind in ("alpha", "cutout")))
+        for key in sorted(SIZES)
+    ]
+    (part,) = (tmp_path / "table/mattes").iterdir()
+    for key, row in rows.items():
+        assert row["outputs"] == [f"mattes/{part.name}"]
+        alpha = outputs.read_alpha(str(tmp_path / "table"), key, row["outputs"])
+        np.testing.assert_array_equal(alpha, np.array(Image.open(tmp_path / f"files/alpha/{key}.png")))
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_what_is_bad_is_a_row_with_its_reason(predictor: Predictor, photos: Path, tmp_path: Path, sink: str) -> None:
+    whole = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(whole[:-300])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "page.jpg").write_text("<html></html>")
+    (photos / "link.jpg").symlink_to(photos / "nowhere")
+    rows = handle(predictor, settings(sink=sink), photos, tmp_path / "out")
+    reasons = {key: row["error"] for key, row in rows.items() if row["status"] == "failed"}
+    assert reasons.keys() == {"a.jpg", "empty.png", "page.jpg", "link.jpg"}
+    assert reasons["a.jpg"].startswith("truncated JPEG")
+    assert reasons["empty.png"] == "empty file"
+    assert reasons["page.jpg"].startswith("not an image")
+    assert reasons["link.jpg"].startswith("cannot be read: ")
+    for key in reasons:
+        assert rows[key]["outputs"] == []
+        assert rows[key]["coverage"] is None
+    assert {key for key, row in rows.items() if row["status"] == "done"} == SIZES.keys() - {"a.jpg"}
+
+
+def test_a_photo_that_cannot_be_written_leaves_the_others(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out/alpha/b/c.png.png").mkdir(parents=True)  # a folder where the matte should go
+    rows = handle(predictor, settings(), photos, tmp_path / "out")
+    assert {key for key, row in rows.items() if row["status"] == "failed"} == {"b/c.png"}
+    assert rows["b/c.png"]["error"].startswith("cannot be written: ")
+
+
+def test_what_a_row_no_longer_lists_is_gone(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    rows = handle(predictor, settings(), photos, output)
+    (photos / "a.jpg").write_bytes(b"")
+    earlier = {key: row["outputs"] for key, row in rows.items()}
+    rows = handle(predictor, settings(format="webp"), photos, output, earlier)
+    good = SIZES.keys() - {"a.jpg"}
+    assert files(output) == {f"alpha/{key}.png" for key in good} | {f"cutout/{key}.webp" for key in good}
+    assert {path for row in rows.values() for path in row["outputs"]} == files(output)
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_remove_takes_away_what_rows_list_and_nothing_else(
+    predictor: Predictor, photos: Path, tmp_path: Path, sink: str
+) -> None:
+    rows = handle(predictor, settings(sink=sink), photos, tmp_path)
+    gone = {key: rows[key]["outputs"] for key in ("a.jpg", "d.png")}
+    for _ in range(2):  # the second time nothing is there
+        outputs.remove(str(tmp_path), gone)
+    kept = SIZES.keys() - gone.keys()
+    if sink == "files":
+        left = {file.key for file in storage.list_files(str(tmp_path)) if file.key.startswith(("alpha", "cutout"))}
+        assert left == {f"{kind}/{key}.png" for kind in ("alpha", "cutout") for key in kept}
+    else:
+        (part,) = (tmp_path / "mattes").iterdir()
+        assert set(pq.read_table(part)["key"].to_pylist()) == kept
