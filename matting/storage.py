@@ -211,18 +211,24 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a whole object, or nothing: no reader ever sees a part of it. Local folders are created as needed.
+    """Writes a whole object, or nothing: no reader ever sees a part of it, on S3 and in local folders; elsewhere it is
+    as whole as fsspec's client makes it. Folders are created as needed.
 
     Raises:
         StorageError: nothing was written, and why.
     """
     filesystem_, path = filesystem(uri)
     with _explained(uri, "write"):
-        if not isinstance(filesystem_, fs.LocalFileSystem):
-            with filesystem_.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+        if isinstance(filesystem_, fs.LocalFileSystem):
+            _write_local(Path(path), data)
             return
-        _write_local(Path(path), data)
+        try:
+            stream = filesystem_.open_output_stream(path, compression=None)
+        except FileNotFoundError:  # a store that has folders
+            filesystem_.create_dir(path.rpartition("/")[0])
+            stream = filesystem_.open_output_stream(path, compression=None)
+        with stream:
+            stream.write(data)
 
 
 def delete(uri: str) -> None:

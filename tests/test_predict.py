@@ -199,7 +199,7 @@ def test_goes_on_with_what_a_limit_left(trained: str, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_do_no_harm(trained: str, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos", 600)
+    write_photos(tmp_path / "photos", 400)
     matte(trained, tmp_path / "photos", tmp_path / "alone")
     command = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'both'}"]
     with jobs.running("predict", *command) as process:
@@ -373,6 +373,12 @@ def test_a_bucket_gives_what_a_folder_gives(trained: str, tmp_path: Path, bucket
     before = {file.key: file.etag for file in storage.list_files(f"{bucket}/out")}
     matte(f"{bucket}/best", f"{bucket}/photos/", f"{bucket}/out/", *options)
     assert {file.key: file.etag for file in storage.list_files(f"{bucket}/out")} == before
+
+
+def test_speaks_the_schemes_of_fsspec(trained: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 5)
+    matte(trained, f"local://{tmp_path}/photos", f"local://{tmp_path}/out")
+    assert_adds_up(tmp_path / "out", {f"img_align_celeba/{number:06d}.jpg" for number in range(1, 6)})
 
 
 def test_too_small_a_cluster_is_an_error_before_any_work(trained: str, tmp_path: Path) -> None:
