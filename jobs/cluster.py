@@ -99,7 +99,14 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     if is_own and cpus <= cores:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
         # One logical core more than there are, for reading beside workers that hold them all.
-        ray.init(num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        # "local": not the cluster that somebody else started on this machine.
+        ray.init(
+            address="local",
+            num_cpus=cores + 1,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     found = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(cores)}
     if cpus + reading > found.get("CPU", 0) or gpus > found.get("GPU", 0):
         raise ClusterError(

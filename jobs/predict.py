@@ -158,11 +158,13 @@ def main(argv: Sequence[str]) -> None:
         storage.remove_partials(output)
         print("Nothing left to do.")
         return
-    run = ledger.new_run(datetime.now(UTC))
-    tally = predict(
-        Work(checkpoint_uri, model, output, options.settings, run), with_earlier_outputs(due, known), options.workers
-    )
+    work = Work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
+    due = with_earlier_outputs(due, known)
+    del known
+    pa.default_memory_pool().release_unused()  # what reading took; it may be several times what is left of it
+    tally = predict(work, due, options.workers)
     merged = ledger.compact(output, plan.deleted if options.prune else ())
+    pa.default_memory_pool().release_unused()
     storage.remove_partials(output)
     write_page(options, output, merged, tally, photos)
     print_result(output, tally, len(photos.table) - len(due))

@@ -43,17 +43,25 @@ STUDIES = {
 }
 
 
-def write_table(root: Path, job: str, rows: int) -> str:
-    """The option that gives the job so many rows over the same files."""
+def write_manifest(root: Path, rows: int) -> Path:
+    """So many pairs over the same files."""
     path = root / f"{rows}.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["key", "image", "matte"] if job == "train" else ["key", "image", "etag", "size"])
+        writer.writerow(["key", "image", "matte"])
         for row in range(rows):
             name = f"person-{row % FILES:03d}.png"
-            rest = [f"mattes/{name}"] if job == "train" else ["etag", 10_000]
-            writer.writerow([f"{row:07d}.png", f"images/{name}", *rest])
-    return f"--data={path}" if job == "train" else f"--images={path}"
+            writer.writerow([f"{row:07d}.png", f"images/{name}", f"mattes/{name}"])
+    return path
+
+
+def write_photos(root: Path, rows: int) -> Path:
+    """So many names for the same files."""
+    folder = root / f"photos-{rows}"
+    folder.mkdir()
+    for row in range(rows):
+        (folder / f"{row:07d}.png").hardlink_to(root / f"images/person-{row % FILES:03d}.png")
+    return folder
 
 
 def peaks(study: Study, process: int) -> dict[str, float]:
@@ -74,9 +82,11 @@ def peaks(study: Study, process: int) -> dict[str, float]:
 def measure(study: Study, root: Path, rows: int) -> dict[str, float]:
     """Run the job on so many rows; the highest peaks, looked at every fifth of a second."""
     highest: dict[str, float] = {}
-    options = [write_table(root, study.job, rows), *study.options, f"--output={root / str(rows)}"]
-    if study.job == "predict":
-        options.append(f"--checkpoint={root / 'checkpoint'}")
+    options = [*study.options, f"--output={root / str(rows)}"]
+    if study.job == "train":
+        options.append(f"--data={write_manifest(root, rows)}")
+    else:
+        options += [f"--images={write_photos(root, rows)}", f"--checkpoint={root / 'checkpoint'}"]
     ended = threading.Event()
     with jobs.running(study.job, *options) as process:
 

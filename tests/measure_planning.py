@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ def write_collection(root: Path, count: int) -> None:
         "coverage": 0.5,
         "outputs": None,
         "run": "20261122T000000Z-00000000",
-        "finished_at": None,
+        "finished_at": datetime(2026, 11, 22),
     }
     columns = {name: photos[name] for name in ("key", "etag", "size")}
     for name, value in constants.items():
