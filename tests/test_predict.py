@@ -208,7 +208,6 @@ def test_two_runs_at_once_do_no_harm(trained: str, tmp_path: Path) -> None:
         matte(trained, tmp_path / "photos", tmp_path / "both")
         said, _ = process.communicate()
     assert process.returncode == 0, said
-    matte(trained, tmp_path / "photos", tmp_path / "both")
     assert_adds_up(tmp_path / "both", set(rows(tmp_path / "alone")))
     for path in (tmp_path / "alone/alpha").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "both/alpha" / path.relative_to(tmp_path / "alone/alpha")).read_bytes()
