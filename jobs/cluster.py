@@ -59,8 +59,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except CANNOT_BEGIN as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        # A job starts its cluster when all else is known to be right: from then on, what goes wrong is the work.
+        has_begun = ray.is_initialized() and not isinstance(error, ClusterError)
+        print(f"{'failed' if has_begun else 'error'}: {error}", file=sys.stderr)
+        sys.exit(1 if has_begun else 2)
     except JobError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)

@@ -400,3 +400,14 @@ def test_says_what_is_wrong_and_exits_with_2(trained: str, tmp_path: Path) -> No
         assert words in output
         assert len(output.splitlines()) == 1
     assert os.listdir(tmp_path) == ["empty"]  # noqa: PTH208 - names
+
+
+def test_a_store_that_fails_in_the_end_is_a_failure_and_costs_nothing_done(trained: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    (tmp_path / "out/report.html").mkdir(parents=True)  # a folder where the page should go
+    code, output = jobs.run(
+        "predict", f"--checkpoint={trained}", f"--images={tmp_path}/photos", f"--output={tmp_path}/out"
+    )
+    assert code == 1
+    assert "failed: Cannot write" in output
+    assert {row["status"] for row in rows(tmp_path / "out").values()} == {"done"}
