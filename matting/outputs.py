@@ -128,6 +128,8 @@ class Outputs:
                     storage.write_bytes(storage.join(self._output, path), matted.contents[kind])
                     row["outputs"].append(path)
             except (BadKey, storage.StorageError) as error:
+                for path in row["outputs"]:  # a failed row lists none
+                    storage.delete(storage.join(self._output, path))
                 row = _failed(row, f"cannot be written: {error}")
         return {**row, "finished_at": datetime.now(UTC)}
 

@@ -134,11 +134,15 @@ def test_what_is_bad_is_a_row_with_its_reason(predictor: Predictor, photos: Path
     assert {key for key, row in rows.items() if row["status"] == "done"} == SIZES.keys() - {"a.jpg"}
 
 
-def test_a_photo_that_cannot_be_written_leaves_the_others(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "out/alpha/b/c.png.png").mkdir(parents=True)  # a folder where the matte should go
+@pytest.mark.parametrize("kind", ["alpha", "cutout"])
+def test_a_photo_that_cannot_be_written_leaves_the_others(
+    predictor: Predictor, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / f"out/{kind}/b/c.png.png").mkdir(parents=True)  # a folder where an output should go
     rows = handle(predictor, settings(), photos, tmp_path / "out")
     assert {key for key, row in rows.items() if row["status"] == "failed"} == {"b/c.png"}
     assert rows["b/c.png"]["error"].startswith("cannot be written: ")
+    assert files(tmp_path / "out") == {path for row in rows.values() for path in row["outputs"]}
 
 
 def test_what_a_row_no_longer_lists_is_gone(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
