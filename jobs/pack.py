@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,7 @@ class Part:
 
 def main(argv: Sequence[str]) -> None:
     """Pack, and say what was left out."""
+    began = datetime.now(UTC)
     options = config.parse(PackConfig, argv)
     source, output = cluster.absolute(options.pairs).rstrip("/"), cluster.absolute(options.output)
     found = find_pairs(source, options.layout, options.split_seed, options.max_unpaired_fraction)
@@ -104,6 +106,7 @@ def main(argv: Sequence[str]) -> None:
         },
     )
     remove_others(output, {part["name"] for part in done})
+    storage.remove_partials(output, began)
     for key, reason in [*found.unpaired, *rejected.items()]:
         print(f"left out: {key}: {reason}")
     print(f"Packed {sum(counts.values())} pairs {counts} in {len(done)} parts: {output}")

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from matting import storage
-from matting.storage import NotFoundError
+from matting.storage import FOR_NOW, NotFoundError
 
 SCHEMA = pa.schema(
     [
@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
         ("finished_at", pa.timestamp("us")),  # UTC; with a time zone, DuckDB's Python would ask for a package more
     ]
 )
-STATES = ("new", "changed", "outdated", "failed", "done")
+STATES = ("new", "changed", "outdated", "unavailable", "failed", "done")
 
 _FOLDER = "_ledger"
 _MERGED = "merged-"  # a part that compaction wrote
@@ -281,12 +281,13 @@ class Plan:
 
 
 def plan(photos: pa.Table, ledger: pa.Table, model: str, settings: str, retry_failed: bool) -> Plan:
-    """Compare a collection with its ledger. Due is a photo that is new to it, changed (another etag) or outdated
-    (handled by another model or with other settings); one that failed only with `retry_failed`.
+    """Compare a collection with its ledger. Due is a photo that is new to it, changed (another etag), outdated
+    (handled by another model or with other settings) or unavailable (when last tried, the store failed); one that
+    failed for a reason of its own only with `retry_failed`.
 
     Args:
         photos: columns key (each once) and etag, and any others.
-        ledger: one row per key, as from `read`; columns key, etag, model, settings and status.
+        ledger: one row per key, as from `read`; columns key, etag, model, settings, status and error.
     """
     place = pc.index_in(photos["key"], ledger["key"])
     is_current = pc.and_(pc.equal(ledger["model"], model), pc.equal(ledger["settings"], settings))
@@ -296,6 +297,7 @@ def plan(photos: pa.Table, ledger: pa.Table, model: str, settings: str, retry_fa
         pc.is_null(place),
         pc.not_equal(photos["etag"], ledger["etag"].take(place)),
         pc.invert(is_current.take(place)),
+        pc.match_substring(ledger["error"], FOR_NOW).take(place),
         is_failed.take(place),
     ]
     states = pc.case_when(pc.make_struct(*holds), *STATES)

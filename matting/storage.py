@@ -7,99 +7,37 @@ Through here flow `key`s (paths relative to a URI, '/' between their parts), byt
 Knows no images: what the bytes mean is for the caller.
 """
 
-import errno
 import fcntl
+import logging
 import os
 import re
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
 import fsspec.core
-from botocore.config import Config
-from botocore.exceptions import ClientError
 from pyarrow import fs
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_AWS_ENDPOINT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+from matting import s3
+from matting.attempts import FOR_NOW as FOR_NOW
+from matting.attempts import NotFoundError as NotFoundError
+from matting.attempts import StorageError as StorageError
+from matting.attempts import attempt, refuse_password
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # A local file that is being written, beside the one that it will become.
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
-# How many threads may look at objects at a time; boto3's own limit of 10 has it open connections anew for the others.
-_CONNECTIONS = 64
-
-# Building a client takes 0.1 s of CPU time: of many threads that need the first, one builds it.
-_BUILDING_S3 = threading.Lock()
-
-# pyarrow sends an object of up to 5 MiB in one request and a larger one in parts of 10 MiB: two parts.
-_SMALL_PROBE, _MULTIPART_PROBE = 1_000, 12_000_000
+_PROBE = 1_000  # bytes
 
 # The fields by which fsspec's filesystems tell two versions of a file apart, best first.
 _FSSPEC_VERSION = ("etag", "ETag", "md5Hash", "mtime", "last_modified", "LastModified", "created")
 
-_NO_BUCKET = "the bucket does not exist; create it, or correct the URI"
-_DENIED = (
-    "access denied; allow these credentials s3:ListBucket on the bucket and s3:GetObject, s3:PutObject and "
-    "s3:DeleteObject on its objects"
-)
-_REGION = "the bucket is in another region; set AWS_REGION (boto3: AWS_DEFAULT_REGION) to the bucket's own"
-_EXPIRED = "the credentials have expired; renew them (for example `aws sso login`) and run again"
-_CREDENTIALS = "the store does not know these credentials; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
-_NO_CREDENTIALS = "no credentials were found; set AWS_PROFILE or AWS_ACCESS_KEY_ID, or run under a role that has access"
-_UNREACHABLE = "cannot connect; check the network, AWS_ENDPOINT_URL and the region"
-_BUSY = "the store asks for fewer requests; run again with less concurrency"
-
-# What an error means and what to do, by its code: botocore's (`NoSuchBucket`), pyarrow's (`NO_SUCH_BUCKET`; compared
-# without case and underscores), the HTTP status where an answer has no body, or the name of the errno or exception.
-_ADVICE = {
-    "nosuchbucket": _NO_BUCKET,
-    "404": _NO_BUCKET,
-    "accessdenied": _DENIED,
-    "forbidden": _DENIED,
-    "403": _DENIED,
-    "301": _REGION,
-    "permanentredirect": _REGION,
-    "authorizationheadermalformed": _REGION,
-    "expiredtoken": _EXPIRED,
-    "requestexpired": _EXPIRED,
-    "tokenretrievalerror": _EXPIRED,
-    "unauthorizedssotokenerror": _EXPIRED,
-    "invalidaccesskeyid": _CREDENTIALS,
-    "signaturedoesnotmatch": _CREDENTIALS,
-    "invalidtoken": _CREDENTIALS,
-    "nocredentialserror": _NO_CREDENTIALS,
-    "networkconnection": _UNREACHABLE,
-    "requesttimeout": _UNREACHABLE,
-    "endpointconnectionerror": _UNREACHABLE,
-    "connecttimeouterror": _UNREACHABLE,
-    "readtimeouterror": _UNREACHABLE,
-    "slowdown": _BUSY,
-    "503": _BUSY,
-    "eacces": "the file system denies access; correct the owner or mode of the folder, or choose another",
-    "erofs": "the file system is read-only; choose another folder",
-    "enospc": "the disk is full; make room or choose another",
-    "eexist": "a part of the path is a file, where a folder is needed; correct the path",
-    "enotdir": "a part of the path is a file, where a folder is needed; correct the path",
-    "eisdir": "this is a folder, where a file is needed; correct the path",
-    "unicodedecodeerror": "the name of a file in it is not UTF-8; rename the file",
-    "arrowinvalid": "S3 clients cannot name an object with an empty, '.' or '..' part in its path; rename it",
-    "importerror": "a package that speaks this scheme is not installed; install the one that the message names",
-}
-
-
-class StorageError(Exception):
-    """What URI, what went wrong, what to do: one paragraph, fit to be shown as it is."""
-
-
-class NotFoundError(StorageError):
-    """The store answered, and holds nothing at this URI: no such object, no such folder, or an empty one."""
+_log = logging.getLogger(__name__)
 
 
 class StoredFile(NamedTuple):
@@ -111,21 +49,21 @@ class StoredFile(NamedTuple):
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a URI, and the path of the URI in it. Every filesystem of the project is made here.
+    """A filesystem for other libraries, and the path of the URI in it. Every one of the project is made here.
 
-    S3 follows boto3's configuration (AWS_ENDPOINT_URL, profiles, roles), in the region of the bucket.
+    Of S3 it is `s3.Handler`'s: requests are tried again and logged as those of the functions below, and its errors are
+    StorageErrors.
 
     Raises:
         StorageError: the scheme is unknown, or the bucket cannot be reached.
     """
     scheme, path = _split(uri)
-    with _explained(uri, "open"):
-        if scheme == "file":
-            return fs.LocalFileSystem(), str(Path(path).absolute())
-        if scheme == "s3":
-            return _s3(path.partition("/")[0])[1], path.rstrip("/")
-        remote, path = fsspec.core.url_to_fs(uri)
-        return fs.PyFileSystem(fs.FSSpecHandler(remote)), path
+    if scheme == "file":
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    if scheme == "s3":
+        attempt(uri, "open", lambda: s3.connect(path))
+        return fs.PyFileSystem(s3.Handler()), path.rstrip("/")
+    return attempt(uri, "open", lambda: _fsspec(uri))
 
 
 def is_local(uri: str) -> bool:
@@ -153,9 +91,11 @@ def default_key(folder: str, uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether an object (not a folder) is at this URI. Raises StorageError where the store does not say."""
-    filesystem_, path = filesystem(uri)
-    with _explained(uri, "look at"):
-        return bool(filesystem_.get_file_info(path).type == fs.FileType.File)
+    try:
+        stat(uri)
+    except NotFoundError:
+        return False
+    return True
 
 
 def stat(uri: str) -> StoredFile:
@@ -168,19 +108,22 @@ def stat(uri: str) -> StoredFile:
     scheme, path = _split(uri)
     path = path.rstrip("/")
     name = path.rpartition("/")[2]
-    with _explained(uri, "look at"):
+
+    def look() -> StoredFile:
         if scheme == "file":
             if not Path(path).is_file():
                 raise FileNotFoundError(path)
             return _local_file(name, Path(path).stat())
         if scheme == "s3":
-            return _head_s3(name, *path.partition("/")[::2])
-        remote, path = fsspec.core.url_to_fs(uri)
+            return StoredFile(name, *s3.stat(path))
+        remote, remote_path = fsspec.core.url_to_fs(uri)
         remote.invalidate_cache()
-        info = remote.info(path)
+        info = remote.info(remote_path)
         if info["type"] != "file":
             raise FileNotFoundError(path)
         return _fsspec_file(name, info)
+
+    return attempt(uri, "look at", look)
 
 
 def list_files(uri: str) -> list[StoredFile]:
@@ -191,23 +134,43 @@ def list_files(uri: str) -> list[StoredFile]:
         StorageError: the bucket does not exist or cannot be listed.
     """
     scheme, path = _split(uri)
-    with _explained(uri, "list"):
+
+    def look() -> list[StoredFile]:
         if scheme == "file":
-            files = list(_walk(Path(path), ""))
-        elif scheme == "s3":
-            files = list(_list_s3(*path.partition("/")[::2]))
-        else:
-            files = list(_list_fsspec(uri))
+            return list(_walk(Path(path), ""))
+        if scheme == "s3":
+            return [StoredFile(*row) for row in s3.list_files(path)]
+        return list(_list_fsspec(uri))
+
+    files = attempt(uri, "list", look)
     if not files:
         raise NotFoundError(f"Nothing to list at {uri}: it holds no files; correct the URI, or put the files there.")
     return sorted(files)
 
 
-def read_bytes(uri: str) -> bytes:
-    """A whole object. Raises NotFoundError where there is none, StorageError for any other reason."""
-    filesystem_, path = filesystem(uri)
-    with _explained(uri, "read"), filesystem_.open_input_file(path) as stream:
-        return bytes(stream.read())
+def read_bytes(uri: str, most: int | None = None) -> bytes:
+    """A whole object.
+
+    Raises:
+        NotFoundError: there is none.
+        StorageError: it cannot be read, or has more than `most` bytes.
+    """
+    scheme, path = _split(uri)
+
+    def open_file() -> Any:
+        if scheme == "s3":
+            return s3.open_file(path)
+        filesystem_, place = filesystem(uri)
+        return filesystem_.open_input_file(place)
+
+    def read() -> bytes:
+        with open_file() as stream:
+            size = stream.size()
+            if most is not None and size > most:
+                raise StorageError(f"Cannot read {uri}: it has {size:,} bytes, more than the limit of {most:,}.")
+            return s3.read_range(stream, 0, size)
+
+    return attempt(uri, "read", read)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -215,76 +178,90 @@ def write_bytes(uri: str, data: bytes) -> None:
     as whole as fsspec's client makes it. Folders are created as needed.
 
     Raises:
-        StorageError: nothing was written, and why.
+        StorageError: why it failed. Nothing was written, or, where the answer got lost, all of it.
     """
-    filesystem_, path = filesystem(uri)
-    with _explained(uri, "write"):
-        if isinstance(filesystem_, fs.LocalFileSystem):
+    scheme, path = _split(uri)
+
+    def write() -> None:
+        if scheme == "file":
             _write_local(Path(path), data)
-            return
-        try:
-            stream = filesystem_.open_output_stream(path, compression=None)
-        except FileNotFoundError:  # a store that has folders
-            filesystem_.create_dir(path.rpartition("/")[0])
-            stream = filesystem_.open_output_stream(path, compression=None)
-        with stream:
-            stream.write(data)
+        elif scheme == "s3":
+            s3.write(path, data)
+        else:
+            _write_fsspec(uri, data)
+
+    attempt(uri, "write", write)
 
 
 def delete(uri: str) -> None:
     """Removes an object; one that is not there is no error. Raises StorageError."""
     scheme, path = _split(uri)
-    with _explained(uri, "delete"):
+
+    def remove() -> None:
         if scheme == "file":
             Path(path).unlink(missing_ok=True)
         elif scheme == "s3":
-            # Not pyarrow's: that leaves an empty object in place of the folder.
-            bucket, key = path.partition("/")[::2]
-            _s3(bucket)[0].delete_object(Bucket=bucket, Key=key)
+            s3.delete(path)
         else:
-            remote, path = fsspec.core.url_to_fs(uri)
-            if remote.exists(path):
-                remote.rm_file(path)
+            remote, remote_path = fsspec.core.url_to_fs(uri)
+            if remote.exists(remote_path):
+                remote.rm_file(remote_path)
+
+    attempt(uri, "delete", remove)
 
 
-def remove_partials(uri: str) -> int:
-    """Removes from a local folder, and from all below it, what killed processes left half written; returns how many.
+def remove_partials(uri: str, before: datetime) -> int:
+    """Removes what killed processes left half written in a folder and in all below it; returns how many.
 
-    A file that is still being written is locked by its writer and stays, as does one that may not be opened, and every
-    one on a file system without locks. Elsewhere than in a local folder, nothing is ever half written.
+    In a local folder, a file that is still being written is locked by its writer and stays, as does one that may not be
+    opened, and every one on a file system without locks. On S3, it aborts the uploads in parts that were begun before
+    the time `before`, at which the caller's own work began. One that lives all the same is written again as a whole by
+    its writer. Where uploads cannot be listed or aborted, they stay, with a WARNING. Elsewhere, nothing is looked for.
     """
-    if not is_local(uri):
+    scheme, path = _split(uri)
+    if scheme == "file":
+        found = os.walk(path, followlinks=True)
+        partials = (Path(folder, name) for folder, _, names in found for name in names if _PARTIAL.fullmatch(name))
+        return sum(_remove_abandoned(partial) for partial in partials)
+    if scheme != "s3":
         return 0
-    found = os.walk(_split(uri)[1], followlinks=True)
-    partials = (Path(folder, name) for folder, _, names in found for name in names if _PARTIAL.fullmatch(name))
-    return sum(_remove_abandoned(partial) for partial in partials)
+    try:
+        uploads = attempt(uri, "list unfinished uploads of", lambda: s3.uploads(path, before))
+        for upload in uploads:
+            attempt(uri, "abort an unfinished upload of", partial(s3.abort, *upload))
+    except StorageError as error:
+        _log.warning("Unfinished uploads of dead runs may stay, and cost storage until they are aborted. %s", error)
+        return 0
+    return len(uploads)
 
 
 def check_writable(uri: str) -> None:
-    """Proves an output location before work is spent on it: writes, reads back and removes a small object and, where
-    it is not a local folder, one so large that it goes up in parts, which some S3-compatible stores garble silently.
+    """Proves an output location before work is spent on it: writes, reads back and removes a small object.
 
     Raises:
-        StorageError: what could not be done, or came back different, and what to do.
+        StorageError: what could not be done, or came back different, as from some S3-compatible stores, and what to do.
     """
-    for size in (_SMALL_PROBE,) if is_local(uri) else (_SMALL_PROBE, _MULTIPART_PROBE):
-        probe = join(uri, f".matting-probe-{uuid.uuid4().hex}")
-        written = os.urandom(size)
-        write_bytes(probe, written)
-        try:
-            read = read_bytes(probe)
-        finally:
-            delete(probe)
-        if read != written:
-            raise StorageError(
-                f"Cannot use {uri}: an object of {size:,} bytes came back as {len(read):,} different ones. The store "
-                "may not know the checksums of current S3 clients: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
-            )
+    probe = join(uri, f".matting-probe-{uuid.uuid4().hex}")
+    written = os.urandom(_PROBE)
+    write_bytes(probe, written)
+    try:
+        read = read_bytes(probe)
+    finally:
+        delete(probe)
+    if read != written:
+        raise StorageError(
+            f"Cannot use {uri}: an object of {len(written):,} bytes came back as {len(read):,} different ones. The "
+            "store may not know the checksums of current S3 clients: set "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+        )
 
 
 def _split(uri: str) -> tuple[str, str]:
     match = _SCHEME.match(uri)
-    return (match[1].lower(), uri[match.end() :]) if match else ("file", uri)
+    if not match:
+        return "file", uri
+    refuse_password(uri)
+    return match[1].lower(), uri[match.end() :]
 
 
 def _write_local(target: Path, data: bytes) -> None:
@@ -316,32 +293,6 @@ def _remove_abandoned(partial: Path) -> bool:
     return True
 
 
-def _s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
-    with _BUILDING_S3:
-        return _build_s3(bucket)
-
-
-@lru_cache
-def _build_s3(bucket: str) -> tuple[Any, fs.S3FileSystem]:
-    """A boto3 client (listings with ETag) and a pyarrow filesystem (bytes, at half the CPU time), alike configured."""
-    # A session of its own: boto3's default one is not safe to use from several threads.
-    client = boto3.session.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS))
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        answer = error.response
-        # Credentials for objects alone may not look at the bucket, yet are told its region.
-        if answer["Error"]["Code"] != "403":
-            raise
-    region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", client.meta.region_name)
-    endpoint = client.meta.endpoint_url
-    return client, fs.S3FileSystem(
-        region=region,
-        endpoint_override=None if _AWS_ENDPOINT.fullmatch(endpoint) else endpoint,
-        allow_delayed_open=True,  # a small object in one request, not the three of a multi-part upload
-    )
-
-
 def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -363,24 +314,20 @@ def _local_file(key: str, info: os.stat_result) -> StoredFile:
     return StoredFile(key, info.st_size, f"{info.st_mtime_ns:x}-{info.st_size:x}")
 
 
-def _list_s3(bucket: str, folder: str) -> Iterator[StoredFile]:
-    prefix = folder.rstrip("/") + "/" if folder else ""
-    for page in _s3(bucket)[0].get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for row in page.get("Contents", ()):
-            # What some tools store in place of a folder: an empty object whose name ends in '/'.
-            if not (row["Size"] == 0 and row["Key"].endswith("/")):
-                yield StoredFile(row["Key"][len(prefix) :], row["Size"], row["ETag"].strip('"'))
+def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
+    remote, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(remote)), path
 
 
-def _head_s3(name: str, bucket: str, key: str) -> StoredFile:
-    client = _s3(bucket)[0]
+def _write_fsspec(uri: str, data: bytes) -> None:
+    remote, path = _fsspec(uri)
     try:
-        answer = client.head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "404":
-            raise FileNotFoundError(key) from error
-        raise
-    return StoredFile(name, answer["ContentLength"], answer["ETag"].strip('"'))
+        stream = remote.open_output_stream(path, compression=None)
+    except FileNotFoundError:  # a store that has folders
+        remote.create_dir(path.rpartition("/")[0])
+        stream = remote.open_output_stream(path, compression=None)
+    with stream:
+        stream.write(data)
 
 
 def _list_fsspec(uri: str) -> Iterator[StoredFile]:
@@ -398,28 +345,3 @@ def _fsspec_file(key: str, info: dict[str, Any]) -> StoredFile:
         version = version.timestamp()  # some filesystems say the one of a single file and the other in a listing
     size = info["size"] or 0  # some web servers do not say
     return StoredFile(key, size, f"{version}-{size:x}")
-
-
-@contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
-    """Any error of a storage client, of which there is no common type, as a StorageError."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except FileNotFoundError as error:
-        raise NotFoundError(f"Cannot {action} {uri}: it does not exist; correct the URI.") from error
-    except Exception as error:
-        code = _code(error)
-        advice = _ADVICE.get(code.lower().replace("_", ""), "the store's own message follows")
-        raise StorageError(f"Cannot {action} {uri}: {advice}. [{code}: {error}]") from error
-
-
-def _code(error: Exception) -> str:
-    if isinstance(error, ClientError):
-        return str(error.response["Error"]["Code"])
-    if match := re.search(r"AWS Error (?:UNKNOWN \(HTTP status (\d+)\)|(\w+))", str(error)):
-        return match[1] or match[2]
-    if isinstance(error, OSError) and error.errno:
-        return errno.errorcode.get(error.errno, type(error).__name__)
-    return type(error).__name__

@@ -1,42 +1,44 @@
-"""Fixtures that several test modules share: a real object store, and fresh buckets in it."""
+"""Fixtures that several test modules share: a real object store and fresh buckets in it, a cluster."""
 
 import logging
-import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 
 import boto3
+import hypothesis
 import pytest
 import ray
 
+from tests import faults
+from tests.stores import CREDENTIALS, moto
+
+# How long an example takes is the machine's affair: it is shared.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
+# Minutes each, of which much is waiting for clusters.
+LONG = ("test_nodes.py", "test_train.py", "test_soak.py", "test_predict.py", "test_submit.py", "test_infra_aws.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the processes that share the suite, file by file, none begins a long file when the others are done."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
-    """The endpoint of an S3 server in a process of its own. The environment points to it until the session ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    # Short pages, so that a listing of a few dozen objects already has more than one.
-    settings = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "20"}
-    server = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
+def store_proxy() -> Iterator[faults.Proxy]:
+    """What stands before an S3 server in a process of its own, and lets all pass unless a test plans faults."""
+    with moto() as endpoint, faults.proxy(endpoint, fraction=0) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def object_store(store_proxy: faults.Proxy) -> Iterator[str]:
+    """The endpoint of a real object store. The environment points to it until the session ends."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", endpoint)
-        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        try:
-            _wait_until_it_answers(server, port)
-            yield endpoint
-        finally:
-            server.terminate()
-            server.wait(timeout=10)
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": store_proxy.endpoint}.items():
+            environment.setenv(name, value)
+        yield store_proxy.endpoint
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def ray_cluster(object_store: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon a finished worker is noticed
+        environment.setenv("RAY_metrics_report_interval_ms", "1000")
         ray.init(
+            address="local",  # not the cluster that somebody else started on this machine
             num_cpus=3,
             object_store_memory=500_000_000,
             include_dashboard=False,
@@ -65,16 +69,3 @@ def ray_cluster(object_store: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-def _wait_until_it_answers(server: subprocess.Popen, port: int, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"the S3 server ended with exit code {server.returncode}; is moto[server] installed?")
-        with socket.socket() as client:
-            client.settimeout(0.1)
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"the S3 server did not answer on port {port} within {seconds:.0f} s")

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, pack, train
+from jobs import evaluate
 from jobs.cluster import JobError
 from jobs.config import ConfigError
-from matting import checkpoint, images, storage
+from matting import images, storage
 from matting.checkpoint import CheckpointError
 from matting.collection import PairOptions, open_pairs
 from matting.metrics import METRICS, image_metrics
@@ -76,26 +76,3 @@ def test_says_what_it_needs(raw: Path, tmp_path: Path) -> None:
         evaluate.main([f"--data={raw}", output, f"--checkpoint={tmp_path}"])
     with pytest.raises(storage.StorageError, match="does not exist"):
         evaluate.main([f"--data={raw}", output, f"--predictions={tmp_path / 'nothing'}"])
-
-
-def test_pack_train_and_evaluate_on_object_storage(raw: Path, bucket: str, tmp_path: Path) -> None:
-    for file in storage.list_files(str(raw)):
-        storage.write_bytes(f"{bucket}/raw/{file.key}", (raw / file.key).read_bytes())
-    pack.main([f"--pairs={bucket}/raw", f"--output={bucket}/packed"])
-    small = ["--width=4", "--size=32", "--epochs=2"]
-    train.main([*small, f"--data={bucket}/packed", f"--output={bucket}/runs", "--name=remote"])
-    evaluate.main(
-        [
-            f"--checkpoint={bucket}/runs/remote/best",
-            f"--data={bucket}/packed",
-            f"--output={bucket}/scores",
-            "--split=all",
-        ]
-    )
-    means = json.loads(storage.read_bytes(f"{bucket}/scores/metrics.json"))
-    assert means["n"] == 24
-
-    train.main([*small, f"--data={raw}", f"--output={tmp_path}", "--name=local"])
-    local, remote = checkpoint.load(str(tmp_path / "local/best")), checkpoint.load(f"{bucket}/runs/remote/best")
-    for name, tensor in local.model.state_dict().items():
-        assert tensor.equal(remote.model.state_dict()[name])

@@ -10,9 +10,6 @@ import json
 import subprocess
 import sys
 import tomllib
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from tests import jobs
 from tests.drawing import write_folders
 from tests.reference import iam as reference
+from tests.stores import enforced
 
 STORAGE = jobs.ROOT / "infra/aws/storage.yaml"
 CLUSTER = jobs.ROOT / "infra/aws/ray-cluster.yaml"
@@ -138,23 +136,6 @@ def credentials_of(role: dict[str, Any]) -> dict[str, str]:
         "aws_secret_access_key": found["SecretAccessKey"],
         "aws_session_token": found["SessionToken"],
     }
-
-
-@contextmanager
-def enforced(endpoint: str) -> Iterator[None]:
-    """The server refuses what the policies do not allow."""
-
-    def enforce_after(requests: str) -> str:
-        url = f"{endpoint}/moto-api/reset-auth"
-        request = urllib.request.Request(url, requests.encode(), {"Content-Type": "text/plain"}, method="POST")
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)["PREVIOUS_INITIAL_NO_AUTH_ACTION_COUNT"]
-
-    before = enforce_after("0")
-    try:
-        yield
-    finally:
-        enforce_after(before)
 
 
 # storage.yaml ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.measure
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -135,27 +135,23 @@ def test_conn_threshold_trap():
     assert image_metrics(pred, true)["conn"] == pytest.approx(16 * 0.4 / 1000)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(alpha_pairs())
 def test_agrees_with_the_reference(pair):
     assert image_metrics(*pair) == pytest.approx(reference.image_metrics(*pair), rel=1e-5, abs=1e-7)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(alpha_pairs())
 def test_pred_and_true_may_change_places(pair):
     pred, true = pair
     assert image_metrics(pred, true) == pytest.approx(image_metrics(true, pred), rel=1e-12)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(alpha_pairs())
 def test_a_perfect_prediction(pair):
     perfect = {"mad": 0, "mse": 0, "sad": 0, "grad": 0, "conn": 0, "iou": 1}
     assert image_metrics(pair[0], pair[0]) == perfect
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(alpha_pairs())
 def test_batch_agrees_with_images(pair):
     pred, true = pair
