@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from matting import images, shards, storage, synthetic
-from matting.pairs import find_pairs, split_of
+from matting.pairs import MAX_IMAGE_BYTES, find_pairs, split_of
 
 SPLITS = ("train", "val", "test")
 FETCHES = 16  # pairs in flight in one task
@@ -268,7 +268,7 @@ def digest(parts: Iterable[str]) -> str:
 
 def fetch_pair(image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
     """The bytes of both files."""
-    return storage.read_bytes(image_uri), storage.read_bytes(matte_uri)
+    return storage.read_bytes(image_uri, MAX_IMAGE_BYTES), storage.read_bytes(matte_uri, MAX_IMAGE_BYTES)
 
 
 def decode(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:

@@ -10,6 +10,7 @@ Knows no paths. Touches none of Pillow's global settings, so that threads can de
 plugin is called directly, since `Image.open` checks sizes against a global and warns.
 """
 
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ Pixels = NDArray[np.uint8]
 # million, so that this is the only one.
 MAX_PIXELS = 80_000_000
 
+# A progressive JPEG has some ten. Each costs as much time as the picture is large and may be of no bytes at all.
+MAX_JPEG_SCANS = 100
+
 MAX_WEBP_SIDE = 16_383
 
 # Less than the network's first step down leaves a pixel of: a placeholder, not a photo with its matte.
@@ -51,6 +55,8 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, which begins with its length
+
 _NOT_IMAGES = {b"<": "HTML or XML?", b"{": "JSON?", b"%PDF": "PDF", b"PK\x03\x04": "a zip file", b"\x1f\x8b": "gzip"}
 
 
@@ -65,7 +71,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     scaled to 8 bits (rounded), 16-bit colour keeps its upper 8 bits.
 
     Raises:
-        BadImage: not a picture, damaged, cut short, larger than `max_pixels`, or of floating-point pixels.
+        BadImage: not a picture, damaged, cut short, larger than `max_pixels` or made to decode for ever, or of
+            floating-point pixels.
     """
     with _opened(data, max_pixels) as picture:
         if picture.mode.startswith("I;16"):
@@ -230,6 +237,8 @@ def _opened(data: bytes, max_pixels: int, load: bool = True) -> Iterator[Image.I
             width, height = picture.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels:,}")
+            if plugin is _Jpeg and _jpeg_scans(data) > MAX_JPEG_SCANS:
+                raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, which would take very long to decode")
             if load:
                 orientation = _orientation(picture)
                 picture.load()
@@ -241,6 +250,14 @@ def _opened(data: bytes, max_pixels: int, load: bool = True) -> Iterator[Image.I
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{'truncated' if 'truncated' in reason.lower() else 'damaged'} {name}: {reason}") from error
+
+
+def _jpeg_scans(data: bytes) -> int:
+    scans = place = 0
+    while (marker := _JPEG_MARKER.search(data, place)) and marker[1] != b"\xd9":  # end of image
+        scans += marker[1] == b"\xda"
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans
 
 
 def _is_grey(picture: Image.Image) -> bool:

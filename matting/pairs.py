@@ -26,6 +26,9 @@ from matting import storage
 Split = Literal["train", "val", "test"]
 Unpaired = list[tuple[str, str]]
 
+# Of an image's file: 80 megapixels (`images.MAX_PIXELS`) of 16-bit RGBA, not compressed. What is larger is not fetched.
+MAX_IMAGE_BYTES = 640_000_000
+
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
 
@@ -246,9 +249,10 @@ def _read_manifest(uri: str) -> dict[str, list[str | None]]:
             table = pyarrow.csv.read_csv(source, convert_options=as_text)
         else:
             table = pyarrow.parquet.read_table(source)
-    except pa.ArrowInvalid as error:
+        columns = {name: table[name].cast(pa.string()) for name in _MANIFEST_COLUMNS if name in table.column_names}
+    except pa.ArrowException as error:
         raise PairsError(
-            f"{uri} cannot be read as a manifest; expected Parquet, or CSV with a header: {error}"
+            f"{uri} cannot be read as a manifest; expected texts in Parquet, or in CSV with a header: {error}"
         ) from error
     unknown = sorted(set(table.column_names) - set(_MANIFEST_COLUMNS))
     missing = sorted(set(_MANIFEST_REQUIRED) - set(table.column_names))
@@ -257,7 +261,7 @@ def _read_manifest(uri: str) -> dict[str, list[str | None]]:
             f"{uri} lacks the columns [{', '.join(missing)}] and has the unknown columns [{', '.join(unknown)}]; "
             "expected image, matte and optionally key, split, group."
         )
-    return {name: table[name].cast(pa.string()).to_pylist() for name in table.column_names}
+    return {name: column.to_pylist() for name, column in columns.items()}
 
 
 def _check_enough(uri: str, layout: str, paired: int, unpaired: Unpaired, max_unpaired_fraction: float) -> None:

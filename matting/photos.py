@@ -25,7 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from matting import storage
-from matting.pairs import IMAGE_SUFFIXES, some
+from matting.pairs import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, some
 
 SCHEMA = pa.schema(
     [("key", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("uri", pa.string()), ("row", pa.int64())]
@@ -44,6 +44,9 @@ _READ_BUFFER = 8_000_000  # bytes of a Parquet column asked for at a time: few r
 _READ_ROWS = 16  # photos decoded from Parquet at a time
 
 _NO_IMAGE = "the table has no image in this row"
+
+# Photos hardly compress any further. A group of rows that unpacks to many times its size is made to exhaust memory.
+_MAX_UNPACKED = 20
 
 _T = TypeVar("_T")
 
@@ -331,7 +334,7 @@ def _read_object(uri: str) -> bytes | str:
     if not uri:
         return _NO_IMAGE
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(uri, MAX_IMAGE_BYTES)
     except storage.StorageError as error:
         return _one_line(error)
 
@@ -366,7 +369,7 @@ def _read_group(place: str, values: Iterator[pa.Scalar], wanted: deque[int]) -> 
                 yield photo.as_py() or _NO_IMAGE
             if not wanted:
                 return
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, storage.StorageError) as error:
         yield from (f"Cannot read {place}: {_one_line(error)}" for _ in wanted)
 
 
@@ -374,8 +377,16 @@ def _values(file: pq.ParquetFile, column: str, groups: Iterable[int]) -> Iterato
     """The bytes of these row groups' photos, or nulls; a few of them in memory at a time."""
     in_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
     path = f"{column}.bytes" if in_struct else column
-    for batch in file.iter_batches(_READ_ROWS, list(groups), [path], use_threads=False):
-        yield from pc.struct_field(batch.column(0), "bytes") if in_struct else batch.column(0)
+    for group in groups:
+        chunks = map(file.metadata.row_group(group).column, range(file.metadata.num_columns))
+        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == path)
+        if chunk.total_uncompressed_size > max(MAX_IMAGE_BYTES, _MAX_UNPACKED * chunk.total_compressed_size):
+            raise pa.ArrowInvalid(
+                f"row group {group} unpacks from {chunk.total_compressed_size:,} bytes to "
+                f"{chunk.total_uncompressed_size:,}, as no photos do"
+            )
+        for batch in file.iter_batches(_READ_ROWS, [group], [path], use_threads=False):
+            yield from pc.struct_field(batch.column(0), "bytes") if in_struct else batch.column(0)
 
 
 def _one_line(error: Exception) -> str:

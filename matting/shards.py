@@ -167,13 +167,26 @@ def open_part(uri: str) -> Iterator[pq.ParquetFile]:
     """A part, to be read from inside a ``with``; every page's checksum is verified.
 
     Raises:
-        ShardError: missing or damaged, as found when it is opened or read from.
+        ShardError: missing, foreign or damaged, as found when it is opened or read from.
     """
     filesystem, path = storage.filesystem(uri)
     try:
         with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, page_checksum_verification=True) as file:
+            if not _is_ours(file):
+                raise ShardError(f"{uri} is no part that this version packs. Pack the pairs again.")
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, storage.StorageError) as error:
         raise ShardError(
             f"{uri} cannot be read as Parquet ({error}). If the store can be reached, pack the pairs again."
         ) from error
+
+
+def _is_ours(file: pq.ParquetFile) -> bool:
+    """Whether a part is built as `encode_part` builds them. What a stranger built might unpickle objects (columns of
+    Ray's extension type, in a process that has imported Ray) or unpack to any size."""
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    return bool(file.schema_arrow.equals(SCHEMA)) and all(
+        group.num_rows <= ROW_GROUP and group.column(number).compression == "UNCOMPRESSED"
+        for group in groups
+        for number in range(group.num_columns)
+    )
