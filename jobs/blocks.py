@@ -1,7 +1,7 @@
 """A prediction's Ray tasks: due photos cut into blocks, and a block dealt with wherever there is a free core.
 
     due photos: `photos.SCHEMA`, outputs -> blocks: the same and `block`, a number each
-    block -> fetch, decode, network, encode, put, ledger part -> key, error, certainty, began, ended
+    block -> fetch, decode, network, encode, put, ledger part -> `SAID`
 
 Without GPUs a task does all of this itself, on one core: what passes between processes are keys and figures. With
 GPUs, the network is an actor on each, to which tasks send photos at training size, so that decoding and encoding scale
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,27 @@ import torch
 from matting import checkpoint
 from matting.checkpoint import CheckpointError
 from matting.images import Pixels
-from matting.outputs import Outputs, Settings
+from matting.outputs import Outputs, Settings, Stage
 from matting.predictor import Network, Predictor
 
 BLOCK_PHOTOS = 256  # a few seconds of a core's time: what a crash costs, and how often a ledger part is written
 BLOCK_BYTES = 64_000_000  # of input files: large photos make smaller blocks, whose outputs fit into memory
 BLOCKS_PER_TASK = 4  # of those that run at a time, at least: so that all end at about the same time
 CPU_TOGETHER, GPU_TOGETHER = 4, 32  # photos that the network sees at once
+
+# What a task says of its photos. What is of the whole block is said by its first row: when the task began and ended, in
+# seconds since the epoch, and the seconds of each stage.
+BLOCK = {"began": pa.float64(), "ended": pa.float64(), **dict.fromkeys(get_args(Stage), pa.float64())}
+SAID = pa.schema(
+    {
+        "key": pa.string(),
+        "error": pa.string(),
+        "certainty": pa.float64(),
+        "read": pa.int64(),  # bytes
+        "written": pa.int64(),
+        "block": pa.struct(BLOCK),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ def numbered(block: pa.Table, number: int) -> pa.Table:
 
 
 def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.Table:
-    """One task: columns of `photos.SCHEMA`, outputs, block -> key, error, certainty, began, ended.
+    """One task: columns of `photos.SCHEMA`, outputs, block -> `SAID`.
 
     Args:
         block: the photos.
@@ -76,11 +90,9 @@ def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.T
     """
     began = time.time()
     number = block["block"][0].as_py()
-    rows = outputs_of(work, networks[number % len(networks)] if networks else None).handle(block, number)
-    said = pa.Table.from_pylist(rows, pa.schema([("key", "string"), ("error", "string"), ("certainty", "double")]))
-    for name, value in (("began", began), ("ended", time.time())):
-        said = said.append_column(name, pa.array(np.full(len(said), value)))
-    return said
+    rows, seconds = outputs_of(work, networks[number % len(networks)] if networks else None).handle(block, number)
+    rows[0]["block"] = {"began": began, "ended": time.time(), **seconds}
+    return pa.Table.from_pylist(rows, SAID)
 
 
 @lru_cache

@@ -6,6 +6,8 @@
        (with GPUs, the network in an actor each, and the rest around it)
     4. the ledger in one part, report.html                          driver
 
+Meanwhile the driver publishes what the tasks say of their blocks (jobs/telemetry.py).
+
 A photo is done when its outputs and then its ledger row are in the store. A run that is killed loses at most the blocks
 it was at; the next one does what is left.
 """
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import psutil
@@ -27,12 +29,12 @@ import pyarrow.compute as pc
 import ray.data
 from ray.exceptions import RayError
 
-from jobs import cluster, config
+from jobs import cluster, config, telemetry
 from jobs.blocks import GpuNetwork, Work, blocks, handle_block
 from matting import checkpoint, gallery, images, ledger, outputs, storage
 from matting.checkpoint import CheckpointError
 from matting.images import Pixels
-from matting.outputs import CutoutFormat, Settings, Sink
+from matting.outputs import CutoutFormat, Settings, Sink, Stage
 from matting.pairs import some
 from matting.photos import Photos, find_photos, read_photos
 from matting.predictor import Refine
@@ -109,11 +111,14 @@ class Tally:
     sample: list[tuple[float, str]] = field(default_factory=list)  # a hash of the key, key
     began: float = float("inf")  # of the first task, in seconds since the epoch
     ended: float = 0.0
+    seconds: Counter[str] = field(default_factory=Counter)  # of all tasks, by stage
 
-    def add(self, block: pa.Table) -> None:
-        """What :func:`handle_block` says of a block."""
-        for row in block.to_pylist():
-            self.began, self.ended = min(self.began, row["began"]), max(self.ended, row["ended"])
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """What :func:`handle_block` says."""
+        for row in rows:
+            if block := row["block"]:
+                self.began, self.ended = min(self.began, block["began"]), max(self.ended, block["ended"])
+                self.seconds.update({stage: block[stage] for stage in get_args(Stage)})
             if row["error"] is not None:
                 self.reasons[kind_of(row["error"])] += 1
                 if len(self.failed) < SHOWN:
@@ -134,9 +139,19 @@ class Tally:
         start_up = self.began - psutil.Process().create_time()
         return f"{self.total / seconds:.1f} photos/s for {duration(seconds)}, after {start_up:.1f} s of start-up"
 
+    def summary(self) -> str:
+        """In words."""
+        return f"{self.done:,} done, {self.reasons.total():,} failed, {self.speed()}"
+
+    def shares(self) -> str:
+        """Where the tasks' time went, in words: "network 71 %, decode 9 %"."""
+        total = self.seconds.total()
+        return ", ".join(f"{stage} {100 * seconds / total:.0f} %" for stage, seconds in self.seconds.most_common())
+
 
 def main(argv: Sequence[str]) -> None:
     """Plan, predict what is due, and leave ledger and page."""
+    began = datetime.now(UTC)
     options = config.parse(PredictConfig, argv)
     checkpoint_uri, source, output = (
         cluster.absolute(uri).rstrip("/") for uri in (options.checkpoint, options.images, options.output)
@@ -154,8 +169,10 @@ def main(argv: Sequence[str]) -> None:
         gone = known.filter(pc.is_in(known["key"], plan.deleted.combine_chunks()))
         outputs.remove(output, dict(zip(gone["key"].to_pylist(), gone["outputs"].to_pylist(), strict=True)))
     if not len(due):
-        ledger.compact(output, plan.deleted if options.prune else ())
-        storage.remove_partials(output)
+        merged = ledger.compact(output, plan.deleted if options.prune else ())
+        storage.remove_partials(output, began)
+        if len(merged) and not has_page(output, last_run(merged)):  # that run was killed at its end
+            write_page(options, output, merged, remembered(merged, photos.table), photos)
         print("Nothing left to do.")
         return
     work = Work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
@@ -165,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     tally = predict(work, due, options.workers)
     merged = ledger.compact(output, plan.deleted if options.prune else ())
     pa.default_memory_pool().release_unused()
-    storage.remove_partials(output)
+    storage.remove_partials(output, began)
     write_page(options, output, merged, tally, photos)
     print_result(output, tally, len(photos.table) - len(due))
     failed = tally.reasons.total()
@@ -195,6 +212,7 @@ STATES = {
     "new": "new",
     "changed": "changed since they were matted",
     "outdated": "made with another checkpoint or other settings",
+    "unavailable": "the store failed on, before",
     "failed": "failed before, unchanged (--retry-failed tries them again)",
     "done": "done",
 }
@@ -229,8 +247,10 @@ def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
         progress = console.progress("predicting", len(due), "photos")
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                tally.add(block)
-                progress.update(len(block))
+                rows = block.to_pylist()
+                tally.add(rows)
+                publish(work.run, rows)
+                progress.update(len(rows))
         except (RayError, storage.StorageError, CheckpointError) as error:
             raise cluster.JobError(
                 f"stopped after {tally.total:,} of {len(due):,} photos; what is done stays done, run again. {error}"
@@ -238,11 +258,22 @@ def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
     return tally
 
 
+def publish(run: str, rows: list[dict[str, Any]]) -> None:
+    """For whoever watches: what :func:`handle_block` says, as metrics."""
+    outcomes = Counter(("failed", kind_of(row["error"])) if row["error"] else ("done", "") for row in rows)
+    for (outcome, reason), photos in outcomes.items():
+        telemetry.count(telemetry.PHOTOS, photos, run=run, outcome=outcome, reason=reason)
+    for direction in ("read", "written"):
+        telemetry.count(telemetry.BYTES, sum(row[direction] for row in rows), run=run, direction=direction)
+    for block in filter(None, (row["block"] for row in rows)):
+        for stage in get_args(Stage):
+            telemetry.count(telemetry.PREDICT_SECONDS, block[stage], run=run, stage=stage)
+
+
 def write_page(options: PredictConfig, output: str, merged: pa.Table, tally: Tally, photos: Photos) -> None:
     """report.html: figures of the whole ledger, pictures of this run."""
-    model, run = (
-        merged.filter(pc.equal(merged["run"], pc.max(merged["run"])))[name][0].as_py() for name in ("model", "run")
-    )
+    run = last_run(merged)
+    model = merged.filter(pc.equal(merged["run"], run))["model"][0].as_py()
     counts = ledger.plan(photos.table, merged, model, str(options.settings), retry_failed=False).counts
     failed = merged.filter(pc.equal(merged["status"], "failed"))
     coverage = merged["coverage"].drop_null().to_numpy()
@@ -255,12 +286,12 @@ def write_page(options: PredictConfig, output: str, merged: pa.Table, tally: Tal
             "Checkpoint": f"{options.checkpoint}, SHA-256 {model[:16]}…",
             "Settings": str(options.settings),
             "Run": run,
-            "This run": f"{tally.done:,} done, {tally.total - tally.done:,} failed, {tally.speed()}",
+            **({"This run": tally.summary()} if tally.total else {}),
         },
         counts={
             "photos": len(photos.table),
             "done": counts["done"],
-            "failed": counts["failed"],
+            "failed": counts["unavailable"] + counts["failed"],
             "left": counts["new"] + counts["changed"] + counts["outdated"],
         },
         failures=Counter(kind_of(error) for error in failed["error"].to_pylist()),
@@ -270,12 +301,37 @@ def write_page(options: PredictConfig, output: str, merged: pa.Table, tally: Tal
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
 
 
+def last_run(merged: pa.Table) -> str:
+    """The latest in the ledger, by name."""
+    return str(pc.max(merged["run"]).as_py())
+
+
+def has_page(output: str, run: str) -> bool:
+    """Whether the page is that of this run."""
+    try:
+        return run.encode() in storage.read_bytes(storage.join(output, "report.html"))
+    except storage.NotFoundError:
+        return False
+
+
+def remembered(merged: pa.Table, photos: pa.Table) -> Tally:
+    """What the page of a run that is over can still show: photos of the ledger, evenly spread."""
+    rows = merged.filter(pc.is_in(merged["key"], photos["key"].combine_chunks())).select(["key", "error"])
+    is_done = pc.is_null(rows["error"])
+    failed, done = rows.filter(pc.invert(is_done)).slice(0, SHOWN), rows.filter(is_done)["key"]
+    shown = done.take(np.unique(np.linspace(0, len(done) - 1, SHOWN).astype(int))) if len(done) else done
+    return Tally(
+        failed=list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)),
+        sample=[(0, key) for key in shown.to_pylist()],
+    )
+
+
 def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list[gallery.Card]:
     """The page's pictures: the first few that failed, the least certain, and a sample of the others."""
     certainty = {key: value for value, key in tally.least_certain}
     groups: dict[str, gallery.Group] = dict.fromkeys((key for _, key in tally.sample), "sample")
     groups |= dict.fromkeys(certainty, "least certain") | dict.fromkeys((key for key, _ in tally.failed), "failed")
-    keys = pa.array(sorted(groups))
+    keys = pa.array(sorted(groups), pa.string())
     rows = merged.take(pc.index_in(keys, merged["key"].combine_chunks())).to_pylist()
     inputs = photos.take(pc.index_in(keys, photos["key"].combine_chunks()))
     made = []
@@ -311,6 +367,7 @@ def print_result(output: str, tally: Tally, skipped: int) -> None:
     print(f"{tally.reasons.total():>11,} failed")
     for reason, count in tally.reasons.most_common():
         print(f"{count:>15,} {reason}")
+    print(f"Time went to {tally.shares()}.")
     print(f"{tally.speed()}. Page: {output}/report.html")
 
 

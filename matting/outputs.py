@@ -3,19 +3,22 @@
     rows of photos -> bytes, many requests in flight -> image_HWC, a few at a time -> alpha_HW -> encoded
     -> 1. written whole, many requests in flight  2. the block's ledger part  3. what they supersede is removed
 
-A photo that cannot be read, decoded or written becomes a failed row with its reason; the others go on.
+A photo that cannot be read, decoded or written becomes a failed row with its reason; the others go on. Where the time
+went is told by stage.
 Knows no cluster: a block is dealt with wherever it is called.
 """
 
 import io
 import json
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +35,7 @@ from matting.refine import foreground
 Kind = Literal["alpha", "cutout"]
 CutoutFormat = Literal["png", "webp"]
 Sink = Literal["files", "table"]
+Stage = Literal["fetch", "decode", "network", "refine", "encode", "write", "ledger"]
 
 IN_FLIGHT = 32  # requests: a GET or PUT of an object store takes 20-100 ms, the network 7 ms a photo
 LONGEST_NAME = 255  # bytes, on local file systems
@@ -56,6 +60,23 @@ class Settings:
     def suffix(self, kind: Kind) -> str:
         """Of the files of this kind."""
         return "png" if kind == "alpha" else self.format
+
+
+class Stopwatch:
+    """Seconds of the thread that deals with a block, by stage; of fetching and writing, which go on beside it, the
+    seconds that it waits for them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(get_args(Stage), 0.0)
+
+    @contextmanager
+    def during(self, stage: Stage) -> Iterator[None]:
+        """Count what is done inside a ``with``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ class Outputs:
         self._predictor, self._together = predictor, together
         self._longest = LONGEST_NAME if storage.is_local(output) else None
 
-    def handle(self, photos: pa.Table, number: int) -> list[Row]:
+    def handle(self, photos: pa.Table, number: int) -> tuple[list[Row], dict[str, float]]:
         """Leave the outputs and the ledger part of a block.
 
         Args:
@@ -93,31 +114,44 @@ class Outputs:
             number: of the block, unique in its run. The same block again replaces what it left.
 
         Returns:
-            A ledger row for each photo, in no order, with one thing more: `certainty`, the mean of |2 alpha - 1|,
-            1 where every pixel is clear or solid, None for a failed photo.
+            A ledger row for each photo, in no order, with three things more: `certainty`, the mean of |2 alpha - 1|,
+            1 where every pixel is clear or solid, None for a failed photo; `read` and `written`, in bytes. And the
+            seconds of each `Stage`.
 
         Raises:
             storage.StorageError: the ledger part, or the part of the table, cannot be written.
         """
-        rows = list((self._into_table if self._settings.sink == "table" else self._into_files)(photos, number))
-        ledger.write_part(
-            self._output, self._run, number, [{name: row[name] for name in ledger.SCHEMA.names} for row in rows]
-        )
+        watch = Stopwatch()
+        if self._settings.sink == "table":
+            rows = self._into_table(photos, number, watch)
+        else:
+            rows = self._into_files(photos, watch)
+        with watch.during("ledger"):
+            ledger.write_part(
+                self._output, self._run, number, [{name: row[name] for name in ledger.SCHEMA.names} for row in rows]
+            )
+            self._remove_superseded(photos, rows)
+        return rows, watch.seconds
+
+    def _remove_superseded(self, photos: pa.Table, rows: list[Row]) -> None:
         earlier = dict(zip(photos["key"].to_pylist(), photos["outputs"].to_pylist(), strict=True))
         for row in rows:
             for path in set(earlier[row["key"]] or ()) - set(row["outputs"]):
                 if not path.startswith(f"{TABLE_FOLDER}/"):  # a part holds other photos too
                     storage.delete(storage.join(self._output, path))
-        return rows
 
-    def _into_files(self, photos: pa.Table, number: int) -> Iterator[Row]:  # noqa: ARG002 - as _into_table
+    def _into_files(self, photos: pa.Table, watch: Stopwatch) -> list[Row]:
+        rows: list[Row] = []
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             writing = deque[Future[Row]]()
-            for matted in self._matted(photos):
+            for matted in self._matted(photos, watch):
                 writing.append(pool.submit(self._write, matted))
                 if len(writing) > IN_FLIGHT:
-                    yield writing.popleft().result()
-            yield from (future.result() for future in writing)
+                    with watch.during("write"):
+                        rows.append(writing.popleft().result())
+            with watch.during("write"):
+                rows += [future.result() for future in writing]
+        return rows
 
     def _write(self, matted: _Matted) -> Row:
         row = matted.row
@@ -127,55 +161,70 @@ class Outputs:
                     path = ledger.output_name(kind, row["key"], self._settings.suffix(kind), self._longest)
                     storage.write_bytes(storage.join(self._output, path), matted.contents[kind])
                     row["outputs"].append(path)
+                    row["written"] += len(matted.contents[kind])
             except (BadKey, storage.StorageError) as error:
                 for path in row["outputs"]:  # a failed row lists none
                     storage.delete(storage.join(self._output, path))
                 row = _failed(row, f"cannot be written: {error}")
         return {**row, "finished_at": datetime.now(UTC)}
 
-    def _into_table(self, photos: pa.Table, number: int) -> Iterator[Row]:
+    def _into_table(self, photos: pa.Table, number: int, watch: Stopwatch) -> list[Row]:
         path = f"{TABLE_FOLDER}/{self._run}-{number:06d}.parquet"
         rows: list[Row] = []
         contents: list[Row] = []
-        for matted in self._matted(photos):
+        for matted in self._matted(photos, watch):
             rows.append(matted.row)
             if matted.row["status"] == "done":
                 matted.row["outputs"].append(path)
+                matted.row["written"] = sum(map(len, matted.contents.values()))
                 contents.append({"key": matted.row["key"], "etag": matted.row["etag"], **matted.contents})
         if contents:
-            _write_table(storage.join(self._output, path), pa.Table.from_pylist(contents, TABLE_SCHEMA))
-        yield from ({**row, "finished_at": datetime.now(UTC)} for row in rows)
+            with watch.during("write"):
+                _write_table(storage.join(self._output, path), pa.Table.from_pylist(contents, TABLE_SCHEMA))
+        return [{**row, "finished_at": datetime.now(UTC)} for row in rows]
 
-    def _matted(self, photos: pa.Table) -> Iterator[_Matted]:
+    def _matted(self, photos: pa.Table, watch: Stopwatch) -> Iterator[_Matted]:
         """Every photo of the block with its alpha, or the reason why it has none."""
         inputs = photos.select(["key", "etag", "size"]).to_pylist()
         arriving = read_photos(photos, IN_FLIGHT)
-        while some := list(islice(arriving, self._together)):
+        while True:
+            with watch.during("fetch"):
+                some = list(islice(arriving, self._together))
+            if not some:
+                return
             decoded: list[tuple[Row, Pixels]] = []
-            for index, data in some:
-                row = self._row(inputs[index])
-                try:
-                    if isinstance(data, str):
-                        raise BadImage(f"cannot be read: {data}")
-                    decoded.append((row, images.decode_image(data)))
-                except BadImage as error:
-                    yield _Matted(_failed(row, str(error)), {})
+            failed: list[_Matted] = []
+            with watch.during("decode"):
+                for index, data in some:
+                    row = self._row(inputs[index], data)
+                    try:
+                        if isinstance(data, str):
+                            raise BadImage(f"cannot be read: {data}")
+                        decoded.append((row, images.decode_image(data)))
+                    except BadImage as error:
+                        failed.append(_Matted(_failed(row, str(error)), {}))
+            yield from failed
             if decoded:
-                yield from self._predicted(decoded)
+                yield from self._predicted(decoded, watch)
 
-    def _predicted(self, decoded: list[tuple[Row, Pixels]]) -> list[_Matted]:
+    def _predicted(self, decoded: list[tuple[Row, Pixels]], watch: Stopwatch) -> list[_Matted]:
+        pictures = [image for _, image in decoded]
         try:
-            alphas = self._predictor.alphas([image for _, image in decoded])
-            return [
-                _Matted(
-                    row | {"height": alpha.shape[0], "width": alpha.shape[1], **_coverage_and_certainty(alpha)},
-                    {kind: self._encode(kind, image, alpha) for kind in self._settings.write},
-                )
-                for (row, image), alpha in zip(decoded, alphas, strict=True)
-            ]
+            with watch.during("network"):
+                small_alphas = self._predictor.small_alphas(pictures)
+            with watch.during("refine"):
+                alphas = self._predictor.enlarged(small_alphas, pictures)
+            with watch.during("encode"):
+                return [
+                    _Matted(
+                        row | {"height": alpha.shape[0], "width": alpha.shape[1], **_coverage_and_certainty(alpha)},
+                        {kind: self._encode(kind, image, alpha) for kind in self._settings.write},
+                    )
+                    for (row, image), alpha in zip(decoded, alphas, strict=True)
+                ]
         except Exception as error:  # of any type: of 10**8 photos, one will find what nobody thought of
             if len(decoded) > 1:
-                return [matted for one in decoded for matted in self._predicted([one])]
+                return [matted for one in decoded for matted in self._predicted([one], watch)]
             reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
             return [_Matted(_failed(decoded[0][0], reason), {})]
 
@@ -185,7 +234,7 @@ class Outputs:
         cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])
         return images.encode_webp(cutout_HWC) if self._settings.format == "webp" else images.encode_png(cutout_HWC)
 
-    def _row(self, photo: Mapping[str, Any]) -> Row:
+    def _row(self, photo: Mapping[str, Any], data: bytes | str) -> Row:
         return {
             **photo,
             "model": self._model,
@@ -194,6 +243,8 @@ class Outputs:
             "error": None,
             "outputs": [],
             "run": self._run,
+            "read": len(data) if isinstance(data, bytes) else 0,
+            "written": 0,
         }
 
 
@@ -203,6 +254,7 @@ def read_alpha(output: str, key: str, paths: Sequence[str]) -> Pixels:
     if not path.startswith(f"{TABLE_FOLDER}/"):
         return images.decode_alpha(storage.read_bytes(storage.join(output, path)))
     part = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(output, path))), filters=[("key", "==", key)])
+    part = part.cast(TABLE_SCHEMA)  # plain bytes, whatever the file calls them: no type that unpickles
     return images.decode_alpha(part["alpha"][0].as_py() or part["cutout"][0].as_py())
 
 
@@ -234,7 +286,7 @@ def _write_table(uri: str, table: pa.Table) -> None:
 
 def _failed(row: Row, reason: str) -> Row:
     nothing = dict.fromkeys(("width", "height", "coverage", "certainty"))
-    return {**row, **nothing, "status": "failed", "error": reason, "outputs": []}
+    return {**row, **nothing, "status": "failed", "error": reason, "outputs": [], "written": 0}
 
 
 def _coverage_and_certainty(alpha_HW: Pixels) -> dict[str, float]:

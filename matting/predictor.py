@@ -104,11 +104,18 @@ class Predictor:
 
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
+        return self.enlarged(self.small_alphas(images_HWC), images_HWC)
+
+    def small_alphas(self, images_HWC: Sequence[Pixels]) -> Pixels:
+        """The first half of :meth:`alphas`, at training size: uint8 (H, W, 3) each -> uint8 (B, S, S)."""
         size = self._network.size
-        squashed = np.stack([images.resize(image, size, size) for image in images_HWC])
+        return self._network.small_alphas(np.stack([images.resize(image, size, size) for image in images_HWC]))
+
+    def enlarged(self, alphas_BHW: Pixels, images_HWC: Sequence[Pixels]) -> list[Pixels]:
+        """The second half: uint8 (B, S, S) and the photos -> uint8 (H, W) each."""
         return [
             guided(alpha, image) if self._refine == "guided" else upsample(alpha, image.shape[1], image.shape[0])
-            for alpha, image in zip(self._network.small_alphas(squashed), images_HWC, strict=True)
+            for alpha, image in zip(alphas_BHW, images_HWC, strict=True)
         ]
 
 

@@ -64,8 +64,17 @@ class Epoch(NamedTuple):
     waiting: float  # seconds of them, on this worker, spent waiting for data
 
 
-class _Step(NamedTuple):
-    """One step, summed over the workers."""
+class Step(NamedTuple):
+    """What one step did: samples and loss over all workers (the loss as in :class:`Epoch`), seconds on this one."""
+
+    samples: float
+    loss: float
+    waiting: float  # seconds for its batch
+    seconds: float  # then, until the weights were changed
+
+
+class _Sums(NamedTuple):
+    """Of one step, over the workers."""
 
     squares: float  # squared errors
     values: float  # that they are summed over
@@ -128,40 +137,39 @@ class Trainer:
         self,
         batches: Iterable[Batch],
         seconds_left: float = math.inf,
-        on_step: Callable[[float, float], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> Epoch:
         """One pass over the training pairs.
 
         Args:
             batches: this worker's share; every worker must have equally many.
             seconds_left: after which to stop; all workers stop after the same step.
-            on_step: called after each step with its samples and its loss (as in :class:`Epoch`), over all workers.
+            on_step: called after each step.
 
         Raises:
             NonFiniteLoss: see there.
         """
         generator = torch.Generator().manual_seed(self._epoch_seed())
         self.model.train()
-        began = waiting_since = time.monotonic()
+        began = done = time.monotonic()
         squares = values = waiting = 0.0
         samples, steps = 0.0, 0
         for batch in batches:
-            waiting += time.monotonic() - waiting_since
-            late = time.monotonic() - began > seconds_left
-            step = self._step(batch, generator, late)
-            squares, values = squares + step.squares, values + step.values
-            samples, steps = samples + step.samples, steps + 1
+            arrived = time.monotonic()
+            sums = self._step(batch, generator, late=arrived - began > seconds_left)
+            waited, seconds = arrived - done, time.monotonic() - arrived
+            squares, values, waiting = squares + sums.squares, values + sums.values, waiting + waited
+            samples, steps = samples + sums.samples, steps + 1
             if on_step:
-                on_step(step.samples, step.squares / step.values)
-            if step.last:
+                on_step(Step(sums.samples, sums.squares / sums.values, waited, seconds))
+            if sums.last:
                 break
-            waiting_since = time.monotonic()
+            done = time.monotonic()
         self.epochs += 1
         self.steps += steps
-        seconds = self._pass_time(began)
-        return Epoch(squares / values if values else math.nan, steps, samples, seconds, waiting)
+        return Epoch(squares / values if values else math.nan, steps, samples, self._pass_time(began), waiting)
 
-    def _step(self, batch: Batch, generator: torch.Generator, late: bool) -> "_Step":
+    def _step(self, batch: Batch, generator: torch.Generator, late: bool) -> _Sums:
         image, alpha = self._to_device(batch)
         if self.config.augment:
             image, alpha = flips_and_crops(image, alpha, generator)
@@ -173,7 +181,7 @@ class Trainer:
         # One exchange a step: a loss that is not finite anywhere is so everywhere, and all workers stop together. When
         # it is late is for the first worker's clock to say.
         facts = [squares, float(target.numel()), float(len(image)), float(late and rank() == 0)]
-        total = _Step(*sum_over_workers(facts, self.device))
+        total = _Sums(*sum_over_workers(facts, self.device))
         if not math.isfinite(total.squares):
             raise NonFiniteLoss(self._non_finite(batch["key"], squares))
         # DistributedDataParallel averages gradients; the gradient of a sum is the sum over workers.

@@ -57,7 +57,7 @@ def handle(
 ) -> dict[str, dict[str, Any]]:
     """The ledger's rows by key, after one block."""
     outputs_ = Outputs(str(output), what, ledger.new_run(datetime.now(UTC)), "model", predictor, together=2)
-    said = outputs_.handle(block(folder, earlier), 0)
+    said, _ = outputs_.handle(block(folder, earlier), 0)
     assert sorted(row["key"] for row in said) == find_photos(str(folder)).table["key"].to_pylist()
     return {row["key"]: row for row in ledger.read(str(output)).to_pylist()}
 

@@ -116,6 +116,11 @@ def test_mattes_a_folder_once(trained: str, tmp_path: Path, printed: Printed) ->
     assert "Nothing left to do." in said
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
+    (output / "report.html").unlink()  # as if the run had been killed at its end
+    matte(trained, tmp_path / "photos", output, "--write=alpha,cutout")
+    assert "Nothing left to do." in printed()
+    assert "img_align_celeba/000001.jpg" in (output / "report.html").read_text()
+
 
 def test_handles_what_is_new_changed_or_broken_and_nothing_else(trained: str, tmp_path: Path, printed: Printed) -> None:
     folder, output = tmp_path / "photos", tmp_path / "out"

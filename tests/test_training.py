@@ -69,7 +69,7 @@ def test_learns() -> None:
 def test_twenty_steps_follow_the_golden_curve(augment: bool) -> None:
     losses: list[float] = []
     trainer = new_trainer(augment=augment)
-    trainer.train_epoch(noise_batches([range(4)] * 20), on_step=lambda _, loss: losses.append(loss))
+    trainer.train_epoch(noise_batches([range(4)] * 20), on_step=lambda step: losses.append(step.loss))
     golden = json.loads(GOLDEN.read_text())["matting" if augment else "seed"]
     np.testing.assert_allclose(losses, golden, rtol=2e-3)
 
@@ -168,9 +168,9 @@ def train_on_sixteen(trainer: Trainer, numbers: slice) -> dict[str, Any]:
     start = torch.cat([tensor.detach().flatten() for tensor in trainer.model.parameters()])
     orders = [np.random.default_rng(step).permutation(16)[numbers] for step in range(20)]
     batches = noise_batches(orders)
-    trainer.train_epoch(batches[:1], on_step=lambda _, loss: losses.append(loss))
+    trainer.train_epoch(batches[:1], on_step=lambda step: losses.append(step.loss))
     gradient = torch.cat([moments["exp_avg"].flatten() for moments in trainer.state()["optimizer"]["state"].values()])
-    trainer.train_epoch(batches[1:], on_step=lambda _, loss: losses.append(loss))
+    trainer.train_epoch(batches[1:], on_step=lambda step: losses.append(step.loss))
     weights = torch.cat([tensor.detach().flatten() for tensor in trainer.model.parameters()])
     statistics = torch.cat([tensor.flatten() for name, tensor in trainer.model.named_buffers() if "running" in name])
     return {"losses": losses, "gradient": gradient, "update": weights - start, "statistics": statistics}
