@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the work failed, 2 it could not begin (options, data, chec
 both failures into 1.
 """
 
-import asyncio
 import logging
 import os
 import shlex
@@ -17,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+from jobs.actors import Mailbox
 from jobs.config import ConfigError
 from matting.checkpoint import CheckpointError
 from matting.collection import DataError
@@ -29,6 +31,8 @@ from matting.shards import ShardError
 from matting.storage import StorageError
 
 QUIET_SECONDS = 15  # between lines of progress where there is no terminal
+GROWTH_MINUTES = 15  # that a cluster may take to grow: a GPU node needs five, its packages included
+NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler starts and ends
 
 
 class ClusterError(Exception):
@@ -85,10 +89,12 @@ class Resources:
 def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
 
+    A cluster that has an autoscaler is asked to grow, and waited for.
+
     Args:
         cpus: cores that the job holds while it runs.
         reading: cores that one task needs beside them: without, the job would wait for ever.
-        gpus: that the job holds.
+        gpus: that the job holds, each beside one of the cores.
         what: takes them, for the error message.
 
     Raises:
@@ -111,25 +117,42 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
         )
     found = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(cores)}
     if cpus + reading > found.get("CPU", 0) or gpus > found.get("GPU", 0):
-        raise ClusterError(
+        shortage = (
             f"{what} need {cpus:g} CPUs, {reading:g} for reading and {gpus:g} GPUs; the cluster has "
-            f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs. Ask for fewer, or add nodes."
+            f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs."
         )
+        if not (ray.is_initialized() and any(NODE_GROUP in node["Labels"] for node in ray.nodes())):
+            raise ClusterError(f"{shortage} Ask for fewer, or add nodes.")
+        print(f"{shortage} Waiting for it to grow, at most {GROWTH_MINUTES} minutes.", flush=True)
+        grow(cpus, reading, gpus, shortage)
+        found = ray.cluster_resources()
     return Resources(is_own, cores if is_own else int(found["CPU"]), int(found.get("GPU", 0)))
 
 
-@ray.remote(num_cpus=0)
-class _Mailbox:
-    """Carries what workers have to say to the driver."""
+def grow(cpus: float, reading: float, gpus: float, shortage: str) -> None:
+    """Wait until the autoscaler has brought what the job needs.
 
-    def __init__(self) -> None:
-        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+    Raises:
+        ClusterError: it did not, in time.
+    """
+    bundles = [{"CPU": 1.0, "GPU": 1.0}] * int(gpus) + [{"CPU": 1.0}] * int(cpus - gpus)
+    if reading:
+        bundles.append({"CPU": reading})
+    # The autoscaler takes a group that waits for its place for work to come, and it ends with this process.
+    group = placement_group(bundles)
+    try:
+        if not group.wait(60 * GROWTH_MINUTES):
+            raise ClusterError(
+                f"{shortage} In {GROWTH_MINUTES} minutes it did not grow to that. `ray status` on its head says what "
+                "it waits for, and monitor.log among Ray's logs there why a node did not start."
+            )
+    finally:
+        remove_placement_group(group)
 
-    async def put(self, message: Any) -> None:
-        self._messages.put_nowait(message)
 
-    async def get(self) -> Any:
-        return await self._messages.get()
+def here() -> NodeAffinitySchedulingStrategy:
+    """Where this process runs: for an actor that must not die with any other node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class Console:
@@ -141,7 +164,7 @@ class Console:
     """
 
     def __init__(self, mailbox: Any = None) -> None:
-        self._mailbox = mailbox or _Mailbox.remote()
+        self._mailbox = mailbox or Mailbox.options(scheduling_strategy=here()).remote()
 
     def __enter__(self) -> "Console":
         self._thread = threading.Thread(target=self._print_messages, daemon=True)

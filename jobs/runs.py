@@ -1,5 +1,7 @@
 """The run folder of a training: what was asked, how far it came, what to look at.
 
+    epoch-00001/ …              checkpoints: the last and the best few
+    best/                       the best one's copy
     run.json                    command, configuration, data fingerprint; a run of the same name must agree with it
     metrics.jsonl               a row every few steps (train_loss) and one an epoch (val_*, speed)
     events/events.out.tfevents… the same for TensorBoard, a file an epoch
@@ -13,7 +15,6 @@ import copy
 import io
 import json
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,13 +28,15 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from jobs import telemetry
 from jobs.cluster import Console
 from jobs.config import ConfigError
 from matting import checkpoint, storage
-from matting.training import Epoch, Score, Trainer
+from matting.training import Epoch, Score, Step, Trainer
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of the checkpoints of a run
 EPOCH_METRICS = re.compile(r"epoch-\d+/metrics\.json")
+SCORES = pa.schema([("key", pa.string()), *((name, pa.float64()) for name in Score._fields[1:])])
 LOSS_STEPS = 25  # between two points of the loss curve
 
 
@@ -42,6 +45,11 @@ class RunFolder:
     """The folder at ``uri``."""
 
     uri: str
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return self.uri.rpartition("/")[2]
 
     def begin(self, command: str, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's own, or check that it is already.
@@ -86,17 +94,19 @@ class RunFolder:
         storage.write_bytes(storage.join(self.uri, name), encode_events(rows))
 
     def restore_best(self, mad: float) -> None:
-        """Make best/ the checkpoint that scored so, if a kill came after its epoch and before its upload."""
+        """Make best/ the checkpoint that scored so, if a kill came after its epoch and before the end of its upload."""
         best = storage.join(self.uri, "best")
-        if storage.exists(f"{best}/metrics.json") and checkpoint.load(best).metrics["val_mad"] == mad:
-            return
+        there = checkpoint.load(best) if storage.exists(f"{best}/metrics.json") else None
         epochs = [file.key.partition("/")[0] for file in storage.list_files(self.uri) if EPOCH_METRICS.match(file.key)]
-        for epoch in reversed(epochs):
+        for epoch in epochs:
             folder = storage.join(self.uri, epoch)
-            if checkpoint.load(folder).metrics["val_mad"] == mad:
-                checkpoint.copy(folder, best)
+            scored = checkpoint.load(folder)
+            if scored.metrics["val_mad"] == mad:
+                if there is None or (there.identity, there.metrics) != (scored.identity, scored.metrics):
+                    checkpoint.copy(folder, best)
                 return
-        raise checkpoint.CheckpointError(f"{self.uri} has no checkpoint of validation MAD {mad}: was one removed?")
+        if there is None or there.metrics["val_mad"] != mad:
+            raise checkpoint.CheckpointError(f"{self.uri} has no checkpoint of validation MAD {mad}: was one removed?")
 
     def write_rejected(self, reasons: Mapping[str, str]) -> None:
         """rejected.json."""
@@ -112,12 +122,13 @@ class RunFolder:
     def write_scores(self, scores: Sequence[Score]) -> None:
         """validation.parquet."""
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores]), sink)
+        pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores], SCORES), sink)
         storage.write_bytes(storage.join(self.uri, "validation.parquet"), sink.getvalue())
 
     def scores(self) -> list[Score]:
         """Back from validation.parquet."""
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(self.uri, "validation.parquet"))))
+        table = table.cast(SCORES)  # plain numbers, whatever the file calls them: no type that unpickles
         return [Score(**row) for row in table.to_pylist()]
 
 
@@ -144,13 +155,17 @@ class Recorder:
         self._upload: Future[None] | None = None
         self._begin_epoch()
 
-    def on_step(self, samples: float, loss: float) -> None:
+    def on_step(self, step: Step) -> None:
         """Progress, and now and then a point of the loss curve."""
-        self._progress.update(int(samples))
-        self._losses.append(loss)
+        telemetry.count(telemetry.SAMPLES, step.samples, run=self._folder.name)
+        telemetry.count(telemetry.TRAIN_SECONDS, step.waiting, run=self._folder.name, stage="wait")
+        telemetry.count(telemetry.TRAIN_SECONDS, step.seconds, run=self._folder.name, stage="step")
+        self._progress.update(int(step.samples))
+        self._losses.append(step.loss)
         if len(self._losses) % LOSS_STEPS == 0:
-            step = self._trainer.steps + len(self._losses)
-            self._add(step, self._trainer.epochs + 1, train_loss=sum(self._losses[-LOSS_STEPS:]) / LOSS_STEPS)
+            loss = sum(self._losses[-LOSS_STEPS:]) / LOSS_STEPS
+            telemetry.show(telemetry.LOSS, loss, run=self._folder.name)
+            self._add(self._trainer.steps + len(self._losses), self._trainer.epochs + 1, train_loss=loss)
 
     def epoch(
         self,
@@ -160,8 +175,17 @@ class Recorder:
         rejections: Mapping[str, str],
         is_best: bool,
     ) -> Checkpoint:
-        """The epoch's row, its checkpoint as a local folder for Ray to upload, and best/ if it is."""
+        """The epoch's row, its checkpoint, and best/ if it is.
+
+        Ray counts a checkpoint that is reported to it. A folder that a killed worker left half-written is not, and the
+        epoch's next try writes it again.
+        """
         trainer = self._trainer
+        validating = trainer.seconds - self._seconds - epoch.seconds
+        telemetry.count(telemetry.TRAIN_SECONDS, validating, run=self._folder.name, stage="validate")
+        telemetry.show(telemetry.EPOCH, trainer.epochs, run=self._folder.name)
+        for name in ("mad", "mse", "iou"):
+            telemetry.show(telemetry.VALIDATION, means[f"val_{name}"], run=self._folder.name, metric=name)
         speed = epoch.samples / epoch.seconds
         self._add(
             trainer.steps,
@@ -181,10 +205,11 @@ class Recorder:
             f"IoU {means['val_iou']:.4f}, {speed:.1f} samples/s, waited {epoch.waiting:.1f} s for data, "
             f"{trainer.seconds / 60:.1f} min in all"
         )
-        local = tempfile.mkdtemp(prefix="matting-")
-        checkpoint.save(local, trainer.model, self._config, means, trainer.state())
+        place = storage.join(self._folder.uri, f"epoch-{trainer.epochs:05d}")
+        checkpoint.save(place, trainer.model, self._config, means, trainer.state())
         self._begin_epoch()
-        return Checkpoint.from_directory(local)
+        filesystem, path = storage.filesystem(place)
+        return Checkpoint(path, filesystem)
 
     def close(self) -> None:
         """Wait for what is on its way."""
@@ -204,6 +229,7 @@ class Recorder:
 
     def _begin_epoch(self) -> None:
         self._losses: list[float] = []
+        self._seconds = self._trainer.seconds
         self._progress = self._console.progress(f"epoch {self._trainer.epochs + 1}", self._rows, "samples")
 
 

@@ -7,10 +7,10 @@
 
 A dataset's rows are key, image uint8 (S, S, 3) and alpha uint8 (S, S). The order of an epoch follows from the seed and
 the epoch's number alone, whether rows are cached or decoded anew. A pair that cannot be decoded is reported to
-`Rejected` by key and reason, and left out. Knows no model.
+`actors.Rejected` by key and reason, and left out. Knows no model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from ray.data import Dataset, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
+from jobs.actors import Rejected
 from matting.collection import Example, Rows
 
 TASK_ROWS = 64  # decoded in one task: enough to be worth a task, few enough to spread over the cores
@@ -51,22 +52,6 @@ class CachedRows:
         columns = [BlockAccessor.for_block(block).to_numpy() for block in ray.get(list(self.refs))]
         for block, offset in zip(self.blocks, self.offsets, strict=True):
             yield Example(*(columns[block][name][offset] for name in ("key", "image", "alpha", "error")))
-
-
-@ray.remote(num_cpus=0)
-class Rejected:
-    """Collects what could not be decoded, over all tasks. A task that is repeated reports the same again: no matter."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, str] = {}
-
-    def add(self, reasons: Mapping[str, str]) -> None:
-        """Reasons by key."""
-        self._reasons.update(reasons)
-
-    def all(self) -> dict[str, str]:
-        """Reasons by key, sorted by key."""
-        return dict(sorted(self._reasons.items()))
 
 
 def cache(

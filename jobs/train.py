@@ -7,15 +7,21 @@
     5. after every epoch: checkpoint, metrics, events       rank 0 -> the run folder
     6. the page, from the best checkpoint                   driver
 
-The run folder is <output>/<name>/: epoch-*/ (the last and the best checkpoints), best/ (a checkpoint folder), what
-jobs/runs.py describes, report.html, and Ray Train's own record. The same command goes on from the last checkpoint, or
-says that the run is finished.
+Meanwhile the first worker publishes metrics (jobs/telemetry.py); the driver tells MLflow, if asked (jobs/tracking.py).
+
+The run folder is <output>/<name>/: what jobs/runs.py describes, report.html, and Ray Train's own record. The same
+command goes on from the last checkpoint, or says that the run is finished.
+
+When a worker or a node dies, or with --workers 1,4 others join, all begin again from the last checkpoint. An epoch is
+every training pair once, whatever the number of workers; how many steps that takes follows from it.
 """
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +32,8 @@ import torch
 from jsonargparse import Namespace
 from ray.train.torch import TorchTrainer, get_device
 
-from jobs import cluster, config, streams
+from jobs import cluster, config, streams, tracking
+from jobs.actors import Rejected
 from jobs.runs import Recorder, RunFolder
 from matting import checkpoint, report, storage
 from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
@@ -37,6 +44,9 @@ from matting.training import NonFiniteLoss, Score, Trainer, TrainingConfig, mean
 from matting.unet import Relu, UNet, UNetConfig
 
 WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
+RESIZE_SECONDS = 60.0  # between two looks at whether more workers would fit: a change costs the epoch so far
+# Of a worker, when Ray fills each node with as many as fit: a little more than a core leaves one core, for reading.
+ELASTIC_CPUS = 1.01
 
 # Options that may change between two commands of one run: where and how fast, or for how long; never what is learnt.
 CHANGEABLE = {"output", "name", "epochs", "minutes", "workers", "device", "cache", "max_rejected_fraction"}
@@ -62,7 +72,7 @@ class TrainConfig(PairOptions):
         batch: pairs a worker takes for one step.
         epochs: passes over the training pairs.
         minutes: of training and validation, after which to stop even if epochs are left.
-        workers: data-parallel processes; on GPUs, one a GPU.
+        workers: data-parallel processes; on GPUs, one a GPU. With "1,4" from one to four, as there is room.
         device: "auto" takes GPUs if the cluster has enough.
         precision: of the convolutions; "auto" is bf16 where the hardware has it.
         seed: of weights, order and augmentation.
@@ -84,18 +94,30 @@ class TrainConfig(PairOptions):
     batch: int = 8
     epochs: int = 30
     minutes: float | None = None
-    workers: int = 1
+    workers: int | str = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Precision = "auto"
     seed: int = 0
     cache: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("size", "width", "depth", "batch", "epochs", "workers", "synthetic_pairs"):
+        for name in ("size", "width", "depth", "batch", "epochs", "synthetic_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)?", str(self.workers)) or self.fewest_workers > self.most_workers:
+            raise ValueError(f"--workers takes a number, or the fewest and the most such as 1,4; is {self.workers!r}")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without which training does not begin."""
+        return int(str(self.workers).partition(",")[0])
+
+    @property
+    def most_workers(self) -> int:
+        """That training uses."""
+        return int(str(self.workers).rpartition(",")[2])
 
     @property
     def run_uri(self) -> str:
@@ -126,7 +148,8 @@ def presets(options: Namespace) -> list[Path]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, or say that there is nothing left to do; then make the page."""
+    """Check what was asked; go on with the run, or say that there is nothing left to do."""
+    began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
     pairs = open_pairs(cluster.absolute_each(options.data), options)
     for split in ("train", "val"):
@@ -134,7 +157,15 @@ def main(argv: Sequence[str]) -> None:
             raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
     storage.check_writable(cluster.absolute(options.output))
     folder = RunFolder(options.run_uri)
-    folder.begin(cluster.command(), options.identity(pairs.fingerprint))
+    identity = options.identity(pairs.fingerprint)
+    folder.begin(cluster.command(), identity)
+    with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):
+        go_on(options, pairs, folder)
+    storage.remove_partials(folder.uri, began)
+
+
+def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
+    """Train until the run is finished, then make the page."""
     progress = folder.progress()
     if progress and options.finished(progress["epochs"], progress["seconds"]):
         print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
@@ -142,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
             finish(options, pairs, folder)
         return
     use_gpu = start_cluster(options)
-    rejected = streams.Rejected.remote()
+    rejected = Rejected.options(scheduling_strategy=cluster.here()).remote()
     with cluster.Console() as console:
         datasets = make_datasets(options, pairs, folder, rejected, console)
         failure = fit(options, pairs, folder, rejected, datasets, console, use_gpu)
@@ -153,9 +184,10 @@ def main(argv: Sequence[str]) -> None:
 
 def start_cluster(options: TrainConfig) -> bool:
     """Join or start the cluster; whether to train on GPUs."""
-    wanted = options.workers if options.device == "gpu" else 0
-    cluster.start(options.workers, streams.READ_CPUS, wanted, f"{options.workers} workers")
-    return wanted > 0 or (options.device == "auto" and ray.cluster_resources().get("GPU", 0) >= options.workers)
+    workers = options.fewest_workers
+    wanted = workers if options.device == "gpu" else 0
+    found = cluster.start(workers, streams.READ_CPUS, wanted, f"{workers} workers")
+    return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
 
 
 def make_datasets(
@@ -201,6 +233,18 @@ class Shards(ray.train.DataConfig):
         return [{"val": shard} for shard in dataset.streaming_split(world_size, equal=False)]
 
 
+def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
+    """A fixed number of workers, or as many as there is room for."""
+    if options.fewest_workers == options.most_workers:
+        return ray.train.ScalingConfig(num_workers=options.fewest_workers, use_gpu=use_gpu)
+    return ray.train.ScalingConfig(
+        num_workers=(options.fewest_workers, options.most_workers),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": ELASTIC_CPUS, "GPU": float(use_gpu)},
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
+
+
 def fit(
     options: TrainConfig,
     pairs: Pairs,
@@ -224,7 +268,7 @@ def fit(
             "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
             "console": console,
         },
-        scaling_config=ray.train.ScalingConfig(num_workers=options.workers, use_gpu=use_gpu),
+        scaling_config=scaling(options, use_gpu),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=path,
@@ -258,8 +302,8 @@ def train_worker(settings: dict[str, Any]) -> str:
     model = UNet(UNetConfig(options.width, options.depth, options.relu))
     trainer = Trainer(model, options.training(), get_device())
     if last := ray.train.get_checkpoint():
-        with last.as_directory() as path:
-            trainer.resume(checkpoint.load(path).model.state_dict(), checkpoint.load_train_state(path))
+        place = storage.join(settings["folder"].uri, Path(last.path).name)
+        trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
     shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
     recorder = None
     if context.get_world_rank() == 0:
@@ -288,8 +332,7 @@ def train_worker(settings: dict[str, Any]) -> str:
         ray.train.report(
             {**progress, **means},
             checkpoint=saved,
-            checkpoint_dir_name=f"epoch-{trainer.epochs:05d}",
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
     if recorder:
         recorder.close()
@@ -308,7 +351,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
     epochs = [row for row in history if "val_mad" in row]
     chosen = min(epochs, key=lambda row: row["val_mad"])
     page = report.page(
-        title=f"Training {folder.uri.rpartition('/')[2]}",
+        title=f"Training {folder.name}",
         command=cluster.command(),
         facts={
             "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",

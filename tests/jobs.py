@@ -11,14 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-@contextmanager
-def running(job: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """``python jobs/<job>.py`` with these arguments; killed at the end if it still runs. Both outputs are in stdout."""
+def started(job: str, *arguments: str) -> subprocess.Popen[str]:
+    """``python jobs/<job>.py`` with these arguments. Both outputs are in stdout."""
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@contextmanager
+def running(job: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The same, killed at the end if it still runs."""
+    with started(job, *arguments) as process:
         try:
             yield process
         finally:
@@ -43,19 +46,11 @@ def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
     raise AssertionError(f"{process.args} ended without a line {start!r}:\n{seen}")
 
 
-def kill_a_train_worker(process: subprocess.Popen[str]) -> None:
-    """SIGKILL one of the job's training workers."""
-    workers = [pid for pid in descendants(process.pid) if "RayTrainWorker" in command_line(pid)]
-    assert workers, "the job has no training worker"
-    os.kill(max(workers), signal.SIGKILL)
-
-
-def pull_the_plug(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the driver and all that it started, as when its machine dies."""
-    for pid in [process.pid, *descendants(process.pid)]:
+def kill(pids: list[int]) -> None:
+    """SIGKILL; those that are gone already do not matter."""
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def descendants(pid: int) -> list[int]:

@@ -12,12 +12,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("matting", "jobs")
 
-SHARED_JOBS_MODULES = {"jobs.config", "jobs.cluster", "jobs.streams", "jobs.runs", "jobs.blocks"}
+SHARED_JOBS_MODULES = {
+    "jobs.config",
+    "jobs.cluster",
+    "jobs.streams",
+    "jobs.runs",
+    "jobs.blocks",
+    "jobs.actors",
+    "jobs.telemetry",
+    "jobs.tracking",
+}
 
 # What a module must not know, not even through what it imports. A name covers what is below it.
 LIBRARY_KNOWS_NOT = ("ray", "jobs", "jsonargparse")
 COMMAND_LINE = "matting.__main__"  # a program, though it lives in the library's folder
 KNOWS_NOT = {
+    "matting.attempts": ("matting.storage", "matting.s3", "boto3", "pyarrow", "fsspec"),
+    "matting.s3": ("matting.storage", "matting.images", "PIL", "fsspec", "pathlib"),
     "matting.storage": ("matting.images", "PIL"),
     "matting.images": ("matting.storage", "pathlib"),
     "matting.pairs": ("matting.images", "PIL"),
@@ -33,6 +44,9 @@ KNOWS_NOT = {
     "matting.ledger": ("matting.images", "PIL", "matting.unet", "matting.photos"),
     "matting.gallery": ("matting.unet", "matting.storage", "matting.ledger"),
     "jobs.config": PACKAGES,
+    "jobs.actors": (*PACKAGES, "torch", "numpy", "pyarrow"),
+    "jobs.telemetry": PACKAGES,
+    "jobs.tracking": ("jobs.streams", "jobs.blocks", "matting.predictor"),
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from jobs import streams
+from jobs.actors import Rejected
 from matting.collection import PairOptions, Rows, open_pairs
 from tests.drawing import write_folders
 
@@ -31,14 +32,14 @@ def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[li
 
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> None:
-    dataset = streams.epochs(drawn, SIZE, 0, 0, streams.Rejected.remote())
+    dataset = streams.epochs(drawn, SIZE, 0, 0, Rejected.remote())
     orders = list(passes(dataset, 3))
     assert len({tuple(order) for order in orders}) == 3
     assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(example.key for example in drawn.examples(8)))}
 
 
 def test_the_order_follows_from_seed_and_epoch_alone(drawn: Rows) -> None:
-    rejected = streams.Rejected.remote()
+    rejected = Rejected.remote()
     epochs = partial(streams.epochs, drawn, SIZE)
     first, second, third = passes(epochs(0, 0, rejected), 3)
     assert list(passes(epochs(0, 0, rejected), 2)) == [first, second]
@@ -47,7 +48,7 @@ def test_the_order_follows_from_seed_and_epoch_alone(drawn: Rows) -> None:
 
 
 def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
-    rejected = streams.Rejected.remote()
+    rejected = Rejected.remote()
     counted: list[int] = []
     cached = streams.cache(drawn, SIZE, rejected, counted.append)
     assert sum(counted) == len(cached) == len(drawn)
@@ -63,7 +64,7 @@ def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
 
 def test_rows_hold_what_the_collection_holds(drawn: Rows) -> None:
     some = drawn.take(np.arange(5))
-    (shard,) = streams.in_order(some, SIZE, streams.Rejected.remote()).streaming_split(1)
+    (shard,) = streams.in_order(some, SIZE, Rejected.remote()).streaming_split(1)
     (batch,) = streams.batches(shard, 8)
     for number, example in enumerate(some.examples(SIZE)):
         assert batch["key"][number] == example.key
@@ -77,7 +78,7 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, kept: bool) -> None:
     (tmp_path / "images/person-003.png").write_bytes(b"")
     (tmp_path / "mattes/person-011.png").write_bytes(b"<html>not found</html>")
     rows = open_pairs(str(tmp_path), PairOptions()).splits["train"]
-    rejected = streams.Rejected.remote()
+    rejected = Rejected.remote()
     if kept:
         rows = streams.cache(rows, SIZE, rejected, [].append)
     orders = list(passes(streams.epochs(rows, SIZE, 0, 0, rejected), 2))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from jobs import train
@@ -90,18 +91,23 @@ def test_a_finished_run_says_so_and_changes_nothing(undisturbed: Path, capsys: p
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_killed_after_its_last_epoch_still_gets_its_best_and_its_page(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half_way", [False, True])
+def test_a_run_killed_after_its_last_epoch_still_gets_its_best_and_its_page(
+    undisturbed: Path, tmp_path: Path, half_way: bool
+) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     (tmp_path / "run/report.html").unlink()
-    # As if the kill came before the upload of the best epoch, and an earlier one were there still.
-    earlier = next(
-        row for row in epochs(undisturbed) if row["val_mad"] > min(e["val_mad"] for e in epochs(undisturbed))
-    )
-    metrics = tmp_path / "run/best/metrics.json"
-    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "val_mad": earlier["val_mad"]}))
+    best, expected = tmp_path / "run/best", undisturbed / "best"
+    if half_way:  # as if the kill came between the files of the best epoch's upload
+        other = {name: tensor + 1 for name, tensor in weights(best).items()}
+        save_file(other, best / "model.safetensors")
+    else:  # as if it came before, and an earlier one were there still
+        mads = [row["val_mad"] for row in epochs(undisturbed)]
+        metrics = best / "metrics.json"
+        earlier = next(mad for mad in mads if mad > min(mads))
+        metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "val_mad": earlier}))
     train.main([*SMALL, "--epochs=3", f"--output={tmp_path}", "--name=run"])
     assert "worst" in (tmp_path / "run/report.html").read_text()
-    best, expected = tmp_path / "run/best", undisturbed / "best"
     assert checkpoint.load(str(best)).metrics == checkpoint.load(str(expected)).metrics
     assert same(weights(best), weights(expected))
 
@@ -111,31 +117,6 @@ def test_without_the_cache_the_same_command_trains_the_same_network(undisturbed:
     train.main([*SMALL, "--epochs=3", "--cache=off", f"--output={tmp_path}", "--name=run"])
     assert [row["epoch_loss"] for row in epochs(tmp_path / "run")] == [row["epoch_loss"] for row in epochs(undisturbed)]
     assert same(weights(tmp_path / "run/best"), weights(undisturbed / "best"))
-
-
-def test_a_killed_driver_goes_on_from_its_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
-    command = [*SMALL, "--epochs=3", f"--output={tmp_path}", "--name=run"]
-    with jobs.running("train", *command) as process:
-        jobs.wait_for_line(process, "epoch 1:")
-        jobs.pull_the_plug(process)
-    finished_before = len(list((tmp_path / "run").glob("epoch-*/metrics.json")))
-    code, output = jobs.run("train", *command)
-    assert code == 0, output
-    repeated = [line for line in output.splitlines() if line.startswith("epoch ")]
-    assert 3 - finished_before <= len(repeated) <= 3 - finished_before + 1, output
-    assert [row["step"] for row in epochs(tmp_path / "run")] == [row["step"] for row in epochs(undisturbed)]
-    assert same(weights(tmp_path / "run/epoch-00003"), weights(undisturbed / "epoch-00003"))
-
-
-def test_a_killed_worker_of_two_does_not_end_the_run(tmp_path: Path) -> None:
-    command = [*SMALL, "--epochs=4", "--workers=2", "--batch=4", f"--output={tmp_path}", "--name=run"]
-    with jobs.running("train", *command) as process:
-        jobs.wait_for_line(process, "epoch 1:")
-        jobs.kill_a_train_worker(process)
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-    steps = -(-(len(open_pairs("synthetic", PairOptions(synthetic_pairs=60)).keys["train"]) // 2) // 4)
-    assert [row["step"] for row in epochs(tmp_path / "run")] == [steps, 2 * steps, 3 * steps, 4 * steps]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -148,7 +129,7 @@ def test_two_workers_with_batch_8_run_as_one_with_batch_16(tmp_path: Path) -> No
     options = [
         "--width=4",
         "--size=32",
-        "--epochs=20",
+        "--epochs=6",
         "--precision=fp32",
         f"--data={manifest}",
         f"--output={tmp_path}",
@@ -156,7 +137,7 @@ def test_two_workers_with_batch_8_run_as_one_with_batch_16(tmp_path: Path) -> No
     for workers, batch in ((1, 16), (2, 8)):
         train.main([*options, f"--workers={workers}", f"--batch={batch}", f"--name={workers}"])
     one, two = (epochs(tmp_path / name) for name in ("1", "2"))
-    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 21))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 7))
     # The gradients agree far better (test_training.py); Adam amplifies what rounding leaves of them.
     np.testing.assert_allclose([row["epoch_loss"] for row in two], [row["epoch_loss"] for row in one], rtol=5e-3)
 

@@ -1,0 +1,182 @@
+"""Jobs on clusters whose nodes come and go: one that grows from nothing, and one whose nodes are killed."""
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray._private.services import get_node_ip_address
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
+from ray.cluster_utils import Cluster
+
+from jobs.runs import SNAPSHOT
+from matting import images
+from matting.collection import PairOptions, open_pairs
+from matting.predictor import Predictor
+from tests import jobs
+from tests.clusters import ENVIRONMENT, HEAD, processes_of
+from tests.test_predict import assert_adds_up, new_checkpoint, photo, write_photos
+from tests.test_train import epochs, history
+
+PAIRS = 160
+SMALL = ["--width=4", "--size=32", f"--synthetic-pairs={PAIRS}", "--epochs=4", "--batch=4", "--name=run"]
+
+
+@pytest.fixture
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as changed:
+        for name, value in ENVIRONMENT.items():
+            changed.setenv(name, value)
+        yield changed
+
+
+@pytest.fixture
+def cluster(environment: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without cores; nodes are the test's to add. Jobs that it starts find the cluster."""
+    found = Cluster(initialize_head=True, head_node_args=HEAD)
+    environment.setenv("RAY_ADDRESS", found.address)
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
+def growing(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
+    """The same with Ray's autoscaler, which starts nodes of two cores on this machine when there is work for them."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    config = {
+        **BASE_READONLY_CONFIG,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": f"{get_node_ip_address()}:{port}",
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "max_workers": 3,
+        "idle_timeout_minutes": 1,
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": 2, "object_store_memory": 100_000_000},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 3,
+            },
+        },
+    }
+    (tmp_path / "autoscaler.json").write_text(json.dumps(config))
+    of_the_head = {
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        # What `ray up` and KubeRay tell a node of itself.
+        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    with pytest.MonkeyPatch.context() as changed:
+        for name, value in of_the_head.items():
+            changed.setenv(name, value)
+        head = {**HEAD, "gcs_server_port": port, "autoscaling_config": str(tmp_path / "autoscaler.json")}
+        found = Cluster(initialize_head=True, head_node_args=head)
+    environment.setenv("RAY_ADDRESS", found.address)
+    yield found
+    nodes = started_by_the_autoscaler(found)
+    found.shutdown()
+    jobs.kill(nodes)
+
+
+def started_by_the_autoscaler(growing: Cluster) -> list[int]:
+    return jobs.descendants(growing.head_node.all_processes["monitor"][0].process.pid)
+
+
+def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    """Until the first epoch is over and counts."""
+    while not (run / SNAPSHOT).exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def node_of_a_train_worker(growing: Cluster) -> list[int]:
+    for pid in started_by_the_autoscaler(growing):
+        if jobs.command_line(pid).partition(" ")[0].endswith("/raylet"):
+            pids = [pid, *jobs.descendants(pid)]
+            if any("RayTrainWorker" in jobs.command_line(pid) for pid in pids):
+                return pids
+    raise AssertionError("no node has a training worker")
+
+
+def assert_a_whole_run(run: Path, steps: list[int]) -> None:
+    """Four epochs of so many steps, no row of metrics.jsonl twice, and every validation pair seen in each."""
+    found = epochs(run)
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    assert [row["step"] for row in found] == np.cumsum(steps).tolist()
+    assert len({row["step"] for row in history(run)}) == len(history(run))
+    assert {row["val_n"] for row in found} == {len(open_pairs("synthetic", OPTIONS).keys["val"])}
+
+
+OPTIONS = PairOptions(synthetic_pairs=PAIRS)
+
+
+def steps_of_an_epoch(workers: int) -> int:
+    return -(-(len(open_pairs("synthetic", OPTIONS).keys["train"]) // workers) // 4)
+
+
+@pytest.mark.timeout(600)
+def test_training_waits_for_nodes_and_goes_on_when_one_dies_and_another_comes(tmp_path: Path, growing: Cluster) -> None:
+    with jobs.running("train", *SMALL, "--workers=2", f"--output={tmp_path}") as process:
+        said = jobs.wait_for_line(process, "2 workers need 2 CPUs")
+        assert "the cluster has 0 CPUs and 0 GPUs. Waiting for it to grow" in said
+        wait_for_a_checkpoint(process, tmp_path / "run")
+        jobs.kill(node_of_a_train_worker(growing))
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * 4)
+
+
+@pytest.mark.timeout(600)
+def test_elastic_training_goes_on_with_the_workers_that_are_left(tmp_path: Path, cluster: Cluster) -> None:
+    nodes = [cluster.add_node(num_cpus=2, object_store_memory=100_000_000) for _ in range(2)]
+    cluster.wait_for_nodes()
+    with jobs.running("train", *SMALL, "--workers=1,2", f"--output={tmp_path}") as process:
+        wait_for_a_checkpoint(process, tmp_path / "run")
+        jobs.kill(processes_of(nodes[1]))
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    finished_by_two = sum(
+        row["step"] == number * steps_of_an_epoch(2) for number, row in enumerate(epochs(tmp_path / "run"), 1)
+    )
+    assert 1 <= finished_by_two < 4
+    left = 4 - finished_by_two
+    assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * finished_by_two + [steps_of_an_epoch(1)] * left)
+
+
+def assert_all_are_as_predicted(output: Path, trained: str, count: int) -> None:
+    """Every matte is what the predictor makes of its photo alone."""
+    predictor = Predictor.load(trained)
+    drawn = min(count, 40)
+    expected = [predictor.alphas([images.decode_image(photo(number))])[0] for number in range(drawn)]
+    for number in range(count):
+        found = images.decode_alpha((output / f"alpha/img_align_celeba/{number + 1:06d}.jpg.png").read_bytes())
+        np.testing.assert_array_equal(found, expected[number % drawn])
+
+
+def test_with_gpus_the_network_runs_apart_and_gives_the_same(tmp_path: Path, cluster: Cluster) -> None:
+    # Ray is told of GPUs that there are not; the networks then run on the CPU, but where and how they would.
+    trained = new_checkpoint(tmp_path / "trained", seed=0)
+    write_photos(tmp_path / "photos", 150)
+    cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80_000_000)
+    options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    code, said = jobs.run("predict", *options)
+    assert code == 0, said
+    assert_adds_up(tmp_path / "out", {f"img_align_celeba/{number + 1:06d}.jpg" for number in range(150)})
+    assert_all_are_as_predicted(tmp_path / "out", trained, 150)
