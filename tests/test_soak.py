@@ -1,0 +1,51 @@
+"""A short soak: a fault of each kind; and of all that the runs left and logged, nothing tells a secret."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from matting import storage
+from tests import soak
+
+SEED = 49  # training meets the death of its worker and its driver, predicting that of a task and a node
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-5d1f",
+    "AWS_SESSION_TOKEN": "planted-session-token-77ac",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-password-e09b",
+}
+
+
+@pytest.fixture
+def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray leaves its session's files. Its sockets' paths must be short, so it is no tmp_path."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(600)
+def test_after_a_fault_of_each_kind_everything_holds_and_no_secret_is_told(
+    tmp_path: Path, ray_logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    with soak.prepared(tmp_path, SEED) as soaked:
+        for fault in soak.plan(len(soak.KINDS), SEED):
+            told = soaked.suffer(fault)
+            print(told)
+            assert "hit nothing" not in told
+        left = {
+            file.key: storage.read_bytes(f"{soaked.bucket}/{file.key}") for file in storage.list_files(soaked.bucket)
+        }
+        left |= {f"output {number}": said.encode() for number, said in enumerate(soaked.said)}
+    left |= {
+        str(path): path.read_bytes() for root in (tmp_path, ray_logs) for path in root.rglob("*") if path.is_file()
+    }
+    assert any(name.endswith("raylet.out") for name in left)
+    assert any(name.endswith("run.json") for name in left)
+    for secret in SECRETS.values():
+        assert [name for name, content in left.items() if secret.encode() in content] == []
