@@ -1,13 +1,26 @@
 """Actors that carry what workers have to say: lines and progress for the console, pairs that could not be decoded.
 
-Each is a process of its own, whose start costs what this module imports: nothing but Ray.
+Each is a process of its own, whose start costs what this module imports, and what the modules of its messages do:
+nothing but Ray.
 """
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+
+@dataclass(frozen=True)
+class Done:
+    """A message: so many of a total are done."""
+
+    what: str
+    done: int
+    total: int
+    unit: str
+    seconds: float
 
 
 @ray.remote(num_cpus=0)

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from jobs.actors import Mailbox
+from jobs.actors import Done, Mailbox
 from jobs.config import ConfigError
 from matting.checkpoint import CheckpointError
 from matting.collection import DataError
@@ -199,25 +199,17 @@ class Console:
                 bar.update(message.done - bar.n)
             elif time.monotonic() - spoke > QUIET_SECONDS:
                 spoke = time.monotonic()
-                print(message.line(), flush=True)
+                print(in_words(message), flush=True)
         if bar is not None:
             bar.close()
 
 
-@dataclass(frozen=True)
-class _Done:
-    what: str
-    done: int
-    total: int
-    unit: str
-    seconds: float
-
-    def line(self) -> str:
-        """It in words."""
-        form = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
-        return tqdm.format_meter(
-            self.done, self.total, self.seconds, prefix=self.what, unit=f" {self.unit}", bar_format=form
-        )
+def in_words(state: Done) -> str:
+    """One line."""
+    form = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
+    return tqdm.format_meter(
+        state.done, state.total, state.seconds, prefix=state.what, unit=f" {state.unit}", bar_format=form
+    )
 
 
 class Progress:
@@ -234,7 +226,7 @@ class Progress:
         now = time.monotonic()
         if now - self._told >= 1 or self._done == self._total:
             self._told = now
-            self._mailbox.put.remote(_Done(self._what, self._done, self._total, self._unit, now - self._began))
+            self._mailbox.put.remote(Done(self._what, self._done, self._total, self._unit, now - self._began))
 
 
 def absolute(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""A short soak: a fault of each kind; and of all that the runs left and logged, nothing tells a secret."""
+"""A short soak: three faults; and of all that the runs left and logged, nothing tells a secret."""
 
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ import pytest
 from matting import storage
 from tests import soak
 
-SEED = 49  # training meets the death of its worker and its driver, predicting that of a task and a node
+FAULTS, SEED = 3, 738  # predicting loses a node and its store, training its driver
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-5d1f",
     "AWS_SESSION_TOKEN": "planted-session-token-77ac",
@@ -28,13 +28,13 @@ def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-def test_after_a_fault_of_each_kind_everything_holds_and_no_secret_is_told(
+def test_after_each_fault_everything_holds_and_no_secret_is_told(
     tmp_path: Path, ray_logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
     with soak.prepared(tmp_path, SEED) as soaked:
-        for fault in soak.plan(len(soak.KINDS), SEED):
+        for fault in soak.plan(FAULTS, SEED):
             told = soaked.suffer(fault)
             print(told)
             assert "hit nothing" not in told

@@ -120,29 +120,6 @@ def test_without_the_cache_the_same_command_trains_the_same_network(undisturbed:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_with_batch_8_run_as_one_with_batch_16(tmp_path: Path) -> None:
-    write_folders(tmp_path / "people", 18, 32)
-    names = sorted(path.name for path in (tmp_path / "people/images").iterdir())
-    lines = [f"images/{name},mattes/{name},{'train' if row < 16 else 'val'}" for row, name in enumerate(names)]
-    manifest = tmp_path / "people/pairs.csv"
-    manifest.write_text("\n".join(["image,matte,split", *lines]))
-    options = [
-        "--width=4",
-        "--size=32",
-        "--epochs=6",
-        "--precision=fp32",
-        f"--data={manifest}",
-        f"--output={tmp_path}",
-    ]
-    for workers, batch in ((1, 16), (2, 8)):
-        train.main([*options, f"--workers={workers}", f"--batch={batch}", f"--name={workers}"])
-    one, two = (epochs(tmp_path / name) for name in ("1", "2"))
-    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 7))
-    # The gradients agree far better (test_training.py); Adam amplifies what rounding leaves of them.
-    np.testing.assert_allclose([row["epoch_loss"] for row in two], [row["epoch_loss"] for row in one], rtol=5e-3)
-
-
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_not_finite_fails_and_names_the_batch(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"not finite at step \d+ of epoch 1; .*synthetic/0000\d\d"):
         train.main([*SMALL, "--learning-rate=1e30", f"--output={tmp_path}"])
