@@ -34,6 +34,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from jobs import cluster, config, streams, tracking
 from jobs.actors import Rejected
+from jobs.config import ConfigError
 from jobs.runs import Recorder, RunFolder
 from matting import checkpoint, report, storage
 from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
@@ -157,6 +158,8 @@ def main(argv: Sequence[str]) -> None:
             raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
     storage.check_writable(cluster.absolute(options.output))
     folder = RunFolder(options.run_uri)
+    if not folder.name.isascii():
+        raise ConfigError(f"Ray Train takes only ASCII in the name of a run, which is {folder.name!r}: give --name.")
     identity = options.identity(pairs.fingerprint)
     folder.begin(cluster.command(), identity)
     with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):

@@ -17,7 +17,17 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 # Minutes each, of which much is waiting for clusters.
-LONG = ("test_nodes.py", "test_train.py", "test_soak.py", "test_predict.py", "test_submit.py", "test_infra_aws.py")
+LONG = (
+    "test_nodes.py",
+    "test_train.py",
+    "test_soak.py",
+    "test_predict.py",
+    "test_infra_aws.py",
+    "test_faults.py",
+    "test_submit.py",
+    "test_watching.py",
+    "test_streams.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

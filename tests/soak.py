@@ -43,7 +43,7 @@ Kind = Literal["worker", "task", "node", "driver", "storage"]
 KINDS: tuple[Kind, ...] = ("worker", "task", "node", "driver", "storage")
 BY_ITSELF = ("worker", "task", "node")  # a run that meets one of these ends well; after the others it is run again
 
-PHOTOS = 300  # a second of work on two cores, of which a fault can hit the middle
+PHOTOS = 150  # half a second of work on two cores, of which a fault can hit the middle
 EPOCHS = 4
 TRAIN = ("train", "--width=4", "--size=32", "--synthetic-pairs=60", f"--epochs={EPOCHS}", "--name=run")
 PROCESSES = {"train": "RayTrainWorker", "predict": "MapBatches"}  # which do the work, by their command lines

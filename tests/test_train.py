@@ -165,6 +165,7 @@ def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -
         (PairsError, [f"--data={undisturbed}", output, "--layout=ppm"], "layout ppm"),
         (ConfigError, ["--bacth=3"], "Did you mean 'batch'"),
         (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
+        (ConfigError, [*SMALL, output, "--name=Läufe"], "give --name"),
         (ClusterError, [*SMALL, "--workers=64", output], "64 workers need 64 CPUs"),
         (ConfigError, [*SMALL, "--epochs=3", "--width=8", f"--output={undisturbed.parent}", "--name=run"], "width was"),
     ):
