@@ -9,7 +9,7 @@
 
 Drawn people, a cluster of two nodes with a core each, S3 behind a proxy or local folders. What fault hits what, where
 and when follows from the seed. Ends with exit code 1, the seed and the number of the fault at the first thing that does
-not hold. Some 25 seconds a fault on two cores.
+not hold. Some 35 seconds a fault on two cores.
 """
 
 import argparse
