@@ -5,6 +5,7 @@ Knows torch devices and torch.distributed; no training loop, no particular netwo
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ def _has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor there; to a GPU from pinned memory, so that the copy does not hold up what follows."""
+    # A copy, if need be: arrays out of an object store are read-only, which torch tensors cannot be.
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from matting.augment import flips_and_crops
-from matting.devices import Precision, autocast_dtype, synchronise_batchnorm
+from matting.devices import Precision, autocast_dtype, synchronise_batchnorm, to_device
 from matting.losses import Reduction, mse, rgba_target
 from matting.metrics import MetricSums, batch_metrics
 from matting.unet import UNet, alpha_of
@@ -217,9 +217,7 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """uint8 numpy -> image_BCHW (channels last) and alpha_B1HW, float in [0, 1], on the device."""
-        # A copy, if need be: arrays out of an object store are read-only, which torch tensors cannot be.
-        image = torch.from_numpy(np.require(batch["image"], requirements=["C", "W"])).to(self.device, non_blocking=True)
-        alpha = torch.from_numpy(np.require(batch["alpha"], requirements=["C", "W"])).to(self.device, non_blocking=True)
+        image, alpha = (to_device(batch[name], self.device) for name in ("image", "alpha"))
         return image.permute(0, 3, 1, 2).float() / 255, alpha[:, None].float() / 255
 
     def _autocast(self) -> torch.autocast:
