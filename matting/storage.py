@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec.core
 from pyarrow import fs
@@ -265,11 +265,10 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _write_local(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = False
     while not written:
         partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-        with partial.open("xb") as stream:
+        with _created(partial) as stream:
             try:
                 with suppress(OSError):  # a file system without locks, on which `remove_partials` removes nothing
                     fcntl.flock(stream, fcntl.LOCK_EX)
@@ -280,7 +279,16 @@ def _write_local(target: Path, data: bytes) -> None:
                     partial.replace(target)
                     written = True
             finally:
-                partial.unlink(missing_ok=True)
+                if not written:
+                    partial.unlink(missing_ok=True)
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return path.open("xb")
+    except FileNotFoundError:  # rarer than a folder that is there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def _remove_abandoned(partial: Path) -> bool:
