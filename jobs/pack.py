@@ -185,7 +185,7 @@ def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int) -> dict[str, An
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         image_bytes = images.encode_jpeg(images.resize(image, width, height), JPEG_QUALITY)
         alpha = images.resize(alpha, width, height)
-    return {"image": image_bytes, "matte": images.encode_png(alpha, level=6), "width": width, "height": height}
+    return {"image": image_bytes, "matte": images.encode_png(alpha), "width": width, "height": height}
 
 
 def remove_others(output: str, names: set[str]) -> None:

@@ -13,6 +13,7 @@ plugin is called directly, since `Image.open` checks sizes against a global and 
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
@@ -74,14 +75,22 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
         BadImage: not a picture, damaged, cut short, larger than `max_pixels` or made to decode for ever, or of
             floating-point pixels.
     """
-    with _opened(data, max_pixels) as picture:
-        if picture.mode.startswith("I;16"):
-            grey_HW = _to_8_bits(picture)
-            return np.repeat(grey_HW[..., None], 3, axis=2)
-        if picture.mode in ("I", "F"):
-            raise BadImage(f"pixels of mode {picture.mode!r}; expected 8 or 16 bits a channel")
-        picture.info.pop("transparency", None)  # Pillow would translate it too, and warn where it cannot
-        return np.array(picture.convert("RGB") if picture.mode != "RGB" else picture)
+    with _opened(data, max_pixels) as (picture, _):
+        return _to_rgb(picture)
+
+
+def decode_reduced(data: bytes, side: int) -> tuple[Pixels, int, int]:
+    """Decodes a photo as `decode_image` does, but a large JPEG at a half, a quarter or an eighth of its size, the
+    smallest of these whose shorter side has at least `side` pixels. That takes a fraction of the time and the memory.
+
+    Returns:
+        image_HWC, and width and height of the photo itself.
+
+    Raises:
+        BadImage: as `decode_image`.
+    """
+    with _opened(data, MAX_PIXELS, least_side=side) as (picture, (width, height)):
+        return _to_rgb(picture), width, height
 
 
 def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -94,7 +103,7 @@ def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises:
         BadImage: as `decode_image`, or the file is in colour and so is not a matte.
     """
-    with _opened(data, max_pixels) as picture:
+    with _opened(data, max_pixels) as (picture, _):
         if picture.mode.startswith("I;16"):
             return _to_8_bits(picture)
         if picture.mode == "P" and "transparency" in picture.info:
@@ -118,9 +127,8 @@ def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) of the upright picture, from the header alone. Raises BadImage as `decode_image`, but cannot
     tell whether the pixels behind the header are whole."""
-    with _opened(data, max_pixels, load=False) as picture:
-        width, height = picture.size
-        return (height, width) if _orientation(picture) >= 5 else (width, height)
+    with _opened(data, max_pixels, load=False) as (_, size):
+        return size
 
 
 def check_same_aspect(image_HWC: Pixels, alpha_HW: Pixels) -> None:
@@ -163,12 +171,26 @@ def resize(array: Pixels, width: int, height: int) -> Pixels:
     return np.array(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def encode_png(array: Pixels, level: int = 1) -> bytes:
-    """PNG of alpha_HW, image_HWC or cutout_HWC (RGBA), uint8. `level` is zlib's, 0..9: 1 is some four times as fast as
-    the usual 6, at a tenth more bytes."""
-    buffer = BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()
+def encode_png(array: Pixels) -> bytes:
+    """PNG of alpha_HW, image_HWC or cutout_HWC (RGBA), uint8.
+
+    Every row is stored as its difference from the one above (PNG's filter "up"), packed by run lengths and Huffman
+    codes. Pillow tries all five filters on each row, which takes three to five times as long, and saves nothing on
+    mattes and a few per cent on cutouts.
+
+    Literature: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
+    """
+    height, width = array.shape[:2]
+    values = array.reshape(height, -1)
+    rows = np.empty((height, 1 + values.shape[1]), np.uint8)
+    rows[:, 0] = 2  # the filter's number
+    rows[0, 1:] = values[0]
+    np.subtract(values[1:], values[:-1], out=rows[1:, 1:])  # modulo 256
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    packed = packer.compress(rows.data) + packer.flush()
+    colours = {1: 0, 3: 2, 4: 6}[array.size // (height * width)]  # grey, RGB, RGBA
+    header = struct.pack(">2I5B", width, height, 8, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
 def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
@@ -221,9 +243,11 @@ def _plugin(data: bytes) -> type[ImageFile]:
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int, load: bool = True) -> Iterator[Image.Image]:
-    """The picture, upright where it is loaded. Any error in the block, of which Pillow has no common type, becomes
-    BadImage."""
+def _opened(
+    data: bytes, max_pixels: int, load: bool = True, least_side: int | None = None
+) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """The picture, upright where it is loaded and reduced as `decode_reduced` says, and (width, height) of the whole
+    upright one. Any error in the block, of which Pillow has no common type, becomes BadImage."""
     plugin = _plugin(data)
     name = plugin.format
     # Two formats can warn at any time. The filters are all threads' and are not restored safely when threads meet here,
@@ -239,12 +263,14 @@ def _opened(data: bytes, max_pixels: int, load: bool = True) -> Iterator[Image.I
                 raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels:,}")
             if plugin is _Jpeg and _jpeg_scans(data) > MAX_JPEG_SCANS:
                 raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, which would take very long to decode")
+            orientation = _orientation(picture)
             if load:
-                orientation = _orientation(picture)
+                if least_side:
+                    picture.draft(picture.mode, (least_side, least_side))
                 picture.load()
                 if orientation in _UPRIGHT:
                     picture = picture.transpose(_UPRIGHT[orientation])
-            yield picture
+            yield picture, (height, width) if orientation >= 5 else (width, height)
     except BadImage:
         raise
     except Exception as error:
@@ -258,6 +284,19 @@ def _jpeg_scans(data: bytes) -> int:
         scans += marker[1] == b"\xda"
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
     return scans
+
+
+def _to_rgb(picture: Image.Image) -> Pixels:
+    if picture.mode.startswith("I;16"):
+        return np.repeat(_to_8_bits(picture)[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise BadImage(f"pixels of mode {picture.mode!r}; expected 8 or 16 bits a channel")
+    picture.info.pop("transparency", None)  # Pillow would translate it too, and warn where it cannot
+    return np.array(picture.convert("RGB") if picture.mode != "RGB" else picture)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
 def _is_grey(picture: Image.Image) -> bool:

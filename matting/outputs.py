@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from matting import images, ledger, storage
 from matting.images import BadImage, Pixels
@@ -80,8 +81,19 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class _Decoded:
+    """A photo, reduced to what the predictor looks at; width and height are those of the upright whole."""
+
+    row: Row
+    data: bytes
+    image_HWC: Pixels
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class _Matted:
-    """A photo's alpha, encoded. The sizes are those of the upright photo."""
+    """A photo's alpha, encoded."""
 
     row: Row
     contents: Mapping[str, bytes]  # by kind
@@ -192,7 +204,7 @@ class Outputs:
                 some = list(islice(arriving, self._together))
             if not some:
                 return
-            decoded: list[tuple[Row, Pixels]] = []
+            decoded: list[_Decoded] = []
             failed: list[_Matted] = []
             with watch.during("decode"):
                 for index, data in some:
@@ -200,37 +212,39 @@ class Outputs:
                     try:
                         if isinstance(data, str):
                             raise BadImage(f"cannot be read: {data}")
-                        decoded.append((row, images.decode_image(data)))
+                        decoded.append(_Decoded(row, data, *images.decode_reduced(data, self._predictor.side)))
                     except BadImage as error:
                         failed.append(_Matted(_failed(row, str(error)), {}))
             yield from failed
             if decoded:
                 yield from self._predicted(decoded, watch)
 
-    def _predicted(self, decoded: list[tuple[Row, Pixels]], watch: Stopwatch) -> list[_Matted]:
-        pictures = [image for _, image in decoded]
+    def _predicted(self, decoded: list[_Decoded], watch: Stopwatch) -> list[_Matted]:
+        pictures = [photo.image_HWC for photo in decoded]
         try:
             with watch.during("network"):
                 small_alphas = self._predictor.small_alphas(pictures)
             with watch.during("refine"):
-                alphas = self._predictor.enlarged(small_alphas, pictures)
+                sizes = [(photo.width, photo.height) for photo in decoded]
+                alphas = self._predictor.enlarged(small_alphas, pictures, sizes)
             with watch.during("encode"):
-                return [
-                    _Matted(
-                        row | {"height": alpha.shape[0], "width": alpha.shape[1], **_coverage_and_certainty(alpha)},
-                        {kind: self._encode(kind, image, alpha) for kind in self._settings.write},
-                    )
-                    for (row, image), alpha in zip(decoded, alphas, strict=True)
-                ]
+                return [self._encoded(photo, alpha) for photo, alpha in zip(decoded, alphas, strict=True)]
         except Exception as error:  # of any type: of 10**8 photos, one will find what nobody thought of
             if len(decoded) > 1:
-                return [matted for one in decoded for matted in self._predicted([one], watch)]
+                return [matted for photo in decoded for matted in self._predicted([photo], watch)]
             reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
-            return [_Matted(_failed(decoded[0][0], reason), {})]
+            return [_Matted(_failed(decoded[0].row, reason), {})]
 
-    def _encode(self, kind: Kind, image_HWC: Pixels, alpha_HW: Pixels) -> bytes:
+    def _encoded(self, photo: _Decoded, alpha_HW: Pixels) -> _Matted:
+        size = {"width": photo.width, "height": photo.height}
+        contents: dict[str, bytes] = {kind: self._encode(kind, photo, alpha_HW) for kind in self._settings.write}
+        return _Matted(photo.row | size | _coverage_and_certainty(alpha_HW), contents)
+
+    def _encode(self, kind: Kind, photo: _Decoded, alpha_HW: Pixels) -> bytes:
         if kind == "alpha":
             return images.encode_png(alpha_HW)
+        is_whole = photo.image_HWC.shape[:2] == alpha_HW.shape
+        image_HWC = photo.image_HWC if is_whole else images.decode_image(photo.data)
         cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])
         return images.encode_webp(cutout_HWC) if self._settings.format == "webp" else images.encode_png(cutout_HWC)
 
@@ -290,6 +304,6 @@ def _failed(row: Row, reason: str) -> Row:
 
 
 def _coverage_and_certainty(alpha_HW: Pixels) -> dict[str, float]:
-    counts = np.bincount(alpha_HW.ravel(), minlength=256) / alpha_HW.size
+    counts = np.array(Image.fromarray(alpha_HW).histogram()) / alpha_HW.size
     alpha = np.arange(256) / 255
     return {"coverage": float(counts @ alpha), "certainty": float(counts @ np.abs(2 * alpha - 1))}

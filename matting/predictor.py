@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from matting import checkpoint, images
+from matting import checkpoint
 from matting.checkpoint import Checkpoint
-from matting.devices import Precision, autocast_dtype
+from matting.devices import Precision, autocast_dtype, to_device
 from matting.images import Pixels
-from matting.refine import guided, upsample
+from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
 Refine = Literal["none", "guided"]
@@ -68,8 +68,8 @@ class Network:
         padded = np.concatenate([squashed_BHWC, np.zeros((padding, *squashed_BHWC.shape[1:]), np.uint8)])
         alphas = []
         with torch.inference_mode():
-            for chunk in torch.split(torch.from_numpy(padded), self._micro_batch):
-                image = chunk.to(self._device).permute(0, 3, 1, 2) / 255
+            for chunk in torch.split(to_device(padded, self._device), self._micro_batch):
+                image = chunk.permute(0, 3, 1, 2) / 255
                 alpha = alpha_of(self._network(image))[:, 0]
                 alphas.append((alpha * 255).round().to(torch.uint8).cpu())
         result: Pixels = torch.cat(alphas).numpy()[:count]
@@ -82,11 +82,14 @@ class Predictor:
     Args:
         network: predicts at training size.
         refine: how alphas get to the photo's size: "none" interpolates, "guided" also looks at the photo.
+
+    Of a photo more than ``side`` pixels a side is not looked at.
     """
 
     def __init__(self, network: SmallAlphas, refine: Refine = "none") -> None:
         self._network = network
         self._refine = refine
+        self.side = DETAIL * network.size
 
     @classmethod
     def load(cls, uri: str, refine: Refine = "guided") -> "Predictor":
@@ -104,18 +107,24 @@ class Predictor:
 
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
-        return self.enlarged(self.small_alphas(images_HWC), images_HWC)
+        sizes = [(image.shape[1], image.shape[0]) for image in images_HWC]
+        return self.enlarged(self.small_alphas(images_HWC), images_HWC, sizes)
 
     def small_alphas(self, images_HWC: Sequence[Pixels]) -> Pixels:
         """The first half of :meth:`alphas`, at training size: uint8 (H, W, 3) each -> uint8 (B, S, S)."""
         size = self._network.size
-        return self._network.small_alphas(np.stack([images.resize(image, size, size) for image in images_HWC]))
+        return self._network.small_alphas(np.stack([squash(image, size, size) for image in images_HWC]))
 
-    def enlarged(self, alphas_BHW: Pixels, images_HWC: Sequence[Pixels]) -> list[Pixels]:
-        """The second half: uint8 (B, S, S) and the photos -> uint8 (H, W) each."""
+    def enlarged(
+        self, alphas_BHW: Pixels, images_HWC: Sequence[Pixels], sizes: Sequence[tuple[int, int]]
+    ) -> list[Pixels]:
+        """The second half: uint8 (B, S, S) and the photos -> uint8 (H, W) each.
+
+        The photos may be reduced to no less than ``side`` pixels a side; ``sizes`` are their own, (W, H).
+        """
         return [
-            guided(alpha, image) if self._refine == "guided" else upsample(alpha, image.shape[1], image.shape[0])
-            for alpha, image in zip(alphas_BHW, images_HWC, strict=True)
+            guided(alpha, image, *size) if self._refine == "guided" else upsample(alpha, *size)
+            for alpha, image, size in zip(alphas_BHW, images_HWC, sizes, strict=True)
         ]
 
 

@@ -8,6 +8,8 @@ All uint8 at the border, float32 in [0, 1] inside. A small alpha is the photo's,
 Knows no network and no files.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,10 +26,11 @@ Floats = NDArray[np.float32]
 # moment gives 1/12; since alpha is nearly binary and clipped afterwards, three times as much is closest to true mattes.
 _SHARPENING = 0.25
 
-# `guided` looks at the photo at this multiple of the small alpha's size: what is finer is noise more often than edge.
+# The network and `guided` look at the photo at no more than this multiple of the small alpha's size: what is finer is
+# noise more often than edge.
+DETAIL = 2
 # The variance of a colour is a multiple of the measured one plus a constant, in units of the variance alpha (1 - alpha)
 # that the interpolated alpha is granted.
-_DETAIL = 2
 _SPREAD = 0.5
 _NOISE = 0.03
 
@@ -38,6 +41,12 @@ _TIE = 0.05
 
 # An alpha nearer to 0 or 1 than this counts as clear or solid, and neither alpha nor colour is looked for there.
 _SOLID = 0.02
+
+
+def squash(image_HWC: Pixels, width: int, height: int) -> Pixels:
+    """image_HWC at width × height, as `images.resize` does it but for rounding, in a fifth of its time."""
+    image_1CHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
+    return F.interpolate(image_1CHW, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def upsample(small_alpha_HW: Pixels, width: int, height: int) -> Pixels:
@@ -59,45 +68,50 @@ def upsample(small_alpha_HW: Pixels, width: int, height: int) -> Pixels:
     return _to_pixels(_interpolate(_to_floats(small_alpha_HW), width, height))
 
 
-def guided(small_alpha_HW: Pixels, image_HWC: Pixels) -> Pixels:
+def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -> Pixels:
     """Bring an alpha to the photo's size, its soft edge moved to where the photo's colours change.
 
     Around each pixel of the small alpha, a foreground colour f and a background colour b are the means weighted by
-    alpha and 1 - alpha, with variances v. At full size a soft pixel's colour should be alpha f + (1 - alpha) b; what
-    is left over moves alpha along f - b by its most probable amount, given the interpolated alpha with its own
-    variance. Where the layers look alike, or vary much, alpha stays as interpolated; so do its clear and solid parts.
+    alpha and 1 - alpha, with variances v. At DETAIL times the small alpha's size, or the photo's own if that is less, a
+    soft pixel's colour should be alpha f + (1 - alpha) b; what is left over moves alpha along f - b by its most
+    probable amount, given the interpolated alpha with its own variance. Where the layers look alike, or vary much,
+    alpha stays as interpolated; so do its clear and solid parts. The movement is then interpolated to the photo's size.
 
     Args:
         small_alpha_HW: uint8, 255 is opaque.
-        image_HWC: uint8 RGB, the whole photo.
+        image_HWC: uint8 RGB, the whole photo, at its own size or reduced to no less than DETAIL times the alpha's.
+        width, height: of the photo, in pixels.
 
     Returns:
-        uint8 of shape (H, W).
+        uint8 of shape (height, width).
 
     Literature: the local colour model of Levin, Lischinski & Weiss, "A closed-form solution to natural image matting",
     TPAMI 2008; coefficients at low resolution as in He & Sun, "Fast guided filter", arXiv:1505.00996, 2015.
     """
-    height, width = image_HWC.shape[:2]
     small_height, small_width = small_alpha_HW.shape
-    alpha_HW = _interpolate(_to_floats(small_alpha_HW), width, height)
+    at_width, at_height = min(width, DETAIL * small_width), min(height, DETAIL * small_height)
+    alpha_HW = _interpolate(_to_floats(small_alpha_HW), at_width, at_height)
     soft = _soft_pixels(alpha_HW)
 
-    photo_HWC = images.resize(image_HWC, min(width, _DETAIL * small_width), min(height, _DETAIL * small_height))
-    small = _to_planes(images.resize(photo_HWC, small_width, small_height))
+    photo_HWC = squash(image_HWC, at_width, at_height)
+    small = _to_planes(squash(photo_HWC, small_width, small_height))
     moments = torch.cat([small, small.square().sum(1, keepdim=True)], 1)
     moments = _mean_around(moments, _shares(_to_planes(small_alpha_HW)))
 
-    grid = _grid(soft, width, height)
-    moments = _at(moments, grid)
-    mean, square = moments[:, :3], moments[:, 3]
-    variance = (square - mean.square().sum(1)).sum(0)
-    alpha = _column(alpha_HW, soft)
-    across = mean[0] - mean[1]
-    residual = _at(_to_planes(photo_HWC), grid)[0] - (_shares(alpha) * mean).sum(0)
-    doubt = (alpha * (1 - alpha))[0]
-    step = doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
-    alpha_HW.ravel()[soft] = (alpha + step).clamp(0, 1).numpy().ravel()
-    return _to_pixels(alpha_HW)
+    front, back = _at(moments, _grid(soft, at_width, at_height))[:, :, 0]
+    variance = front[3] + back[3] - (front[:3].square() + back[:3].square()).sum(0)
+    alpha = torch.from_numpy(alpha_HW).view(-1)[soft]
+    across = front[:3] - back[:3]
+    residual = _to_planes(photo_HWC).view(3, -1)[:, soft] - back[:3] - alpha * across
+    doubt = alpha * (1 - alpha)
+    moved = torch.zeros(1, 1, at_height, at_width)
+    moved.view(-1)[soft] = (
+        doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
+    )
+    if (at_width, at_height) != (width, height):
+        alpha_HW = _interpolate(_to_floats(small_alpha_HW), width, height)
+        moved = F.interpolate(moved, (height, width), mode="bilinear")
+    return _to_pixels((moved[0, 0] + torch.from_numpy(alpha_HW)).clamp_(0, 1).numpy())
 
 
 def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
@@ -150,10 +164,19 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
-    sharp = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
-    alpha_HW: Floats = np.array(Image.fromarray(sharp).resize((width, height), Image.Resampling.BICUBIC))
+    small_height, small_width = small_alpha_HW.shape
+    tall_HW = _enlarger(small_height, height) @ small_alpha_HW
+    alpha_HW: Floats = np.matmul(tall_HW, _enlarger(small_width, width).T, dtype=np.float32)
     np.clip(alpha_HW, 0, 1, out=alpha_HW)
     return alpha_HW
+
+
+@lru_cache(maxsize=16)
+def _enlarger(side: int, target: int) -> Floats:
+    """Sharpening and interpolation along one axis as a matrix, (target, side): photos of a collection share sizes, and
+    a product with it takes two thirds of the time that Pillow takes."""
+    sharp = _sharpen(np.eye(side, dtype=np.float32), target)
+    return np.array(Image.fromarray(sharp).resize((side, target), Image.Resampling.BICUBIC))
 
 
 def _sharpen(values: Floats, target: int) -> Floats:
@@ -178,10 +201,10 @@ def _explain(image: Tensor, shares: Tensor, layers: Tensor) -> Tensor:
 def _mean_around(planes: Tensor, weights: Tensor) -> Tensor:
     """Mean of `planes` over each pixel's 3 × 3, weighted; of all nine alike where there is no weight."""
     weights = weights + 1e-3
-    sums = torch.cat([planes * weights, weights], 1).contiguous(memory_format=torch.channels_last)
-    taps = torch.tensor([1.0, 2.0, 1.0])
-    kernel = (taps[:, None] * taps).expand(sums.shape[1], 1, 3, 3)
-    sums = F.conv2d(sums, kernel, padding=1, groups=sums.shape[1])
+    sums = F.pad(torch.cat([planes * weights, weights], 1), (1, 1, 1, 1))
+    for _ in range(2):  # twice [1, 1] is [1, 2, 1]
+        sums = sums[..., :-1] + sums[..., 1:]
+        sums = sums[..., :-1, :] + sums[..., 1:, :]
     return sums[:, :-1] / sums[:, -1:]
 
 

@@ -23,7 +23,7 @@ def at_full_size(small_alpha: Pixels, image: Pixels) -> dict[str, Pixels]:
     """By every way of bringing it there."""
     height, width = image.shape[:2]
     return {
-        "guided": refine.guided(small_alpha, image),
+        "guided": refine.guided(small_alpha, image, width, height),
         "none": refine.upsample(small_alpha, width, height),
         "bicubic": bicubic(small_alpha, width, height),
     }

@@ -218,9 +218,28 @@ def test_a_photo_is_no_matte(data):
         images.decode_alpha(data)
 
 
-@given(arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20)), st.sampled_from([0, 1, 9]))
-def test_every_alpha_survives_png(alpha_HW, level):
-    np.testing.assert_array_equal(images.decode_alpha(images.encode_png(alpha_HW, level)), alpha_HW)
+@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.sampled_from([(), (3,), (4,)]), st.data())
+def test_every_picture_survives_png(size, channels, data):
+    array = data.draw(arrays.arrays(np.uint8, size + channels))
+    with Image.open(BytesIO(images.encode_png(array))) as picture:
+        picture.load()
+        assert picture.mode == {(): "L", (3,): "RGB", (4,): "RGBA"}[channels]
+        np.testing.assert_array_equal(np.array(picture), array)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("side", "factor"), [(96, 1), (49, 1), (48, 2), (24, 4), (1, 8)])
+def test_a_large_jpeg_is_decoded_at_the_scale_that_is_needed(orientation, side, factor):
+    picture = Image.fromarray(COLOURS_HWC).resize((160, 96), Image.Resampling.BILINEAR)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture, "JPEG", exif=exif, quality=95)
+    image_HWC, width, height = images.decode_reduced(data, side)
+    whole_HWC = images.decode_image(data)
+    assert whole_HWC.shape == (height, width, 3)
+    assert image_HWC.shape == (height // factor, width // factor, 3)
+    means_HWC = np.array(Image.fromarray(whole_HWC).reduce(factor), int)
+    assert np.abs(image_HWC - means_HWC).mean() < 3
 
 
 # -------------------------------------------------------------------------------------------------- what is refused

@@ -98,6 +98,21 @@ def test_a_cutout_as_webp_keeps_its_alpha_exactly(predictor: Predictor, photos: 
         np.testing.assert_array_equal(np.array(cutout.convert("RGBA").getchannel("A")), expected)
 
 
+def test_a_large_jpeg_has_one_alpha_whatever_is_written(predictor: Predictor, tmp_path: Path) -> None:
+    image = draw_person(3, 0, 600, 520)[0]  # decoded at an eighth, for a network of 32 pixels a side
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(images.encode_jpeg(image))
+    whole = images.decode_image((tmp_path / "photos/a.jpg").read_bytes())
+    handle(predictor, settings(write=("alpha",)), tmp_path / "photos", tmp_path / "alone")
+    handle(predictor, settings(), tmp_path / "photos", tmp_path / "both")
+    alone, both = (np.array(Image.open(tmp_path / f"{name}/alpha/a.jpg.png")) for name in ("alone", "both"))
+    np.testing.assert_array_equal(alone, both)
+    (expected,) = predictor.alphas([whole])
+    assert np.abs(alone.astype(int) - expected).mean() < 1
+    cutout = np.array(Image.open(tmp_path / "both/cutout/a.jpg.png"))
+    np.testing.assert_array_equal(cutout, np.dstack([foreground(whole, alone), alone]))
+
+
 def test_a_table_holds_the_same_bytes_as_files(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     handle(predictor, settings(), photos, tmp_path / "files")
     rows = handle(predictor, settings(sink="table"), photos, tmp_path / "table")

@@ -30,20 +30,25 @@ def guided(small_alpha, image, sharpening, detail, spread, noise, solid):
             back, back_variance = _moments(small_image, 1 - small_alpha, row, column)
             maps[row, column] = [*front, *back, 0]
             maps[row, column, 6] = front_variance + back_variance + front @ front + back @ back
-    alpha = upsample(small_alpha, width, height, sharpening)
-    for row in range(height):
-        for column in range(width):
-            prior = alpha[row, column]
+    priors = upsample(small_alpha, photo.shape[1], photo.shape[0], sharpening)
+    steps = np.zeros(priors.shape)
+    for row in range(photo.shape[0]):
+        for column in range(photo.shape[1]):
+            prior = priors[row, column]
             if solid < prior < 1 - solid:
-                here = _bilinear(maps, row, column, height, width)
+                here = _bilinear(maps, row, column, *priors.shape)
                 front, back = here[:3], here[3:6]
                 variance = here[6] - front @ front - back @ back
                 across = front - back
-                residual = _bilinear(photo, row, column, height, width) - prior * front - (1 - prior) * back
+                residual = photo[row, column] - prior * front - (1 - prior) * back
                 prior_variance = prior * (1 - prior)
                 step = prior_variance * (across @ residual)
-                step /= prior_variance * (across @ across) + spread * variance + noise
-                alpha[row, column] = min(max(prior + step, 0), 1)
+                steps[row, column] = step / (prior_variance * (across @ across) + spread * variance + noise)
+    alpha = upsample(small_alpha, width, height, sharpening)
+    for row in range(height):
+        for column in range(width):
+            moved = alpha[row, column] + _bilinear(steps, row, column, height, width)
+            alpha[row, column] = min(max(moved, 0), 1)
     return alpha
 
 
