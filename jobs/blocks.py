@@ -23,11 +23,11 @@ from matting import checkpoint
 from matting.checkpoint import CheckpointError
 from matting.images import Pixels
 from matting.outputs import Outputs, Settings, Stage
-from matting.predictor import Network, Predictor
+from matting.predictor import Network, Predictor, SmallAlphas
 
 BLOCK_PHOTOS = 256  # a few seconds of a core's time: what a crash costs, and how often a ledger part is written
 BLOCK_BYTES = 64_000_000  # of input files: large photos make smaller blocks, whose outputs fit into memory
-BLOCKS_PER_TASK = 4  # of those that run at a time, at least: so that all end at about the same time
+LEAST_PHOTOS = 16  # in the last blocks: each costs a task and a ledger part
 CPU_TOGETHER, GPU_TOGETHER = 4, 32  # photos that the network sees at once
 
 # What a task says of its photos. What is of the whole block is said by its first row: when the task began and ended, in
@@ -62,17 +62,24 @@ class Work:
             raise CheckpointError(f"{self.checkpoint} was replaced while it was in use; run again.")
         return loaded
 
+    def network(self, device: torch.device, micro_batch: int) -> SmallAlphas:
+        """The checkpoint's network, made ready to predict there."""
+        return Network(self.load(), device, micro_batch=micro_batch)
+
 
 def blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:
-    """Cut what is due into numbered blocks, of a bounded count of photos and of bytes."""
-    most = min(BLOCK_PHOTOS, max(CPU_TOGETHER, -(-len(due) // (BLOCKS_PER_TASK * tasks))))
-    start = number = size = 0
-    for place, photo_size in enumerate(due["size"].to_pylist()):
-        if place > start and (place - start == most or size + photo_size > BLOCK_BYTES):
-            yield numbered(due.slice(start, place - start), number)
-            start, number, size = place, number + 1, 0
-        size += photo_size
-    yield numbered(due.slice(start), number)
+    """Cut what is due into numbered blocks, of a bounded count of photos and of bytes. The last ones are smaller and
+    smaller, so that all tasks end at about the same time."""
+    sizes = due["size"].to_pylist()
+    start = number = 0
+    while start < len(due):
+        most = min(BLOCK_PHOTOS, max(LEAST_PHOTOS, (len(due) - start) // (2 * tasks)))
+        end, size = start, 0
+        while end < min(len(due), start + most) and (end == start or size + sizes[end] <= BLOCK_BYTES):
+            size += sizes[end]
+            end += 1
+        yield numbered(due.slice(start, end - start), number)
+        start, number = end, number + 1
 
 
 def numbered(block: pa.Table, number: int) -> pa.Table:
@@ -98,8 +105,7 @@ def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.T
 @lru_cache
 def outputs_of(work: Work, gpu: Any) -> Outputs:
     """Made once in each of Ray's processes, which run one task after another."""
-    loaded = work.load()
-    network = ElsewhereNetwork(loaded.size, gpu) if gpu else Network(loaded, micro_batch=CPU_TOGETHER)
+    network = ElsewhereNetwork(work.load().size, gpu) if gpu else work.network(torch.device("cpu"), CPU_TOGETHER)
     predictor = Predictor(network, work.settings.refine)
     return Outputs(work.output, work.settings, work.run, work.model, predictor, GPU_TOGETHER if gpu else CPU_TOGETHER)
 
@@ -110,7 +116,7 @@ class GpuNetwork:
 
     def __init__(self, work: Work) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = Network(work.load(), device, micro_batch=GPU_TOGETHER)
+        self._network = work.network(device, GPU_TOGETHER)
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""

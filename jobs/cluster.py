@@ -79,11 +79,13 @@ def command() -> str:
 
 @dataclass(frozen=True)
 class Resources:
-    """What work can keep busy: cores and GPUs, of a cluster that was started here or of one that may grow."""
+    """What work can keep busy: cores and GPUs, of a cluster that was started here or of one that may grow; and how many
+    seconds it took to start or join."""
 
     is_own: bool
     cores: int
     gpus: int
+    seconds: float
 
 
 def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
@@ -100,6 +102,7 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     Raises:
         ClusterError: it does not fit.
     """
+    began = time.monotonic()
     if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     cores = os.cpu_count() or 1
@@ -126,7 +129,8 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
         print(f"{shortage} Waiting for it to grow, at most {GROWTH_MINUTES} minutes.", flush=True)
         grow(cpus, reading, gpus, shortage)
         found = ray.cluster_resources()
-    return Resources(is_own, cores if is_own else int(found["CPU"]), int(found.get("GPU", 0)))
+    cores = cores if is_own else int(found["CPU"])
+    return Resources(is_own, cores, int(found.get("GPU", 0)), time.monotonic() - began)
 
 
 def grow(cpus: float, reading: float, gpus: float, shortage: str) -> None:
@@ -156,52 +160,76 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 class Console:
-    """The one voice of a job: lines and progress from the driver and from all its workers.
+    """The one voice of a job on the terminal: lines, and progress.
 
     Ray would print everything that any of its processes logs; here only what a user wants to read appears, and the
     rest stays in Ray's log files. Progress is a bar in a terminal, else a quiet line now and then. Use it in a
-    ``with``; workers that it is sent to may call :meth:`say` and :meth:`progress`.
+    ``with``.
     """
 
-    def __init__(self, mailbox: Any = None) -> None:
-        self._mailbox = mailbox or Mailbox.options(scheduling_strategy=here()).remote()
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._spoke = time.monotonic()
 
     def __enter__(self) -> "Console":
-        self._thread = threading.Thread(target=self._print_messages, daemon=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._show(line)
+
+    def progress(self, what: str, total: int, unit: str) -> "Progress":
+        """Begin to count ``unit`` up to ``total``."""
+        return Progress(self._show, what, total, unit)
+
+    def _show(self, message: str | Done) -> None:
+        if isinstance(message, str):
+            tqdm.write(message, file=sys.stdout)
+            sys.stdout.flush()
+        elif sys.stderr.isatty():
+            if self._bar is None or self._bar.desc != f"{message.what}: ":
+                self._bar = tqdm(desc=message.what, total=message.total, unit=f" {message.unit}", leave=False)
+            self._bar.update(message.done - self._bar.n)
+        elif time.monotonic() - self._spoke > QUIET_SECONDS:
+            self._spoke = time.monotonic()
+            print(in_words(message), flush=True)
+
+
+class SharedConsole(Console):
+    """One that workers can be sent, to :meth:`say` and to tell of :meth:`progress` too."""
+
+    def __init__(self, mailbox: Any = None) -> None:
+        super().__init__()
+        self._mailbox = mailbox or Mailbox.options(scheduling_strategy=here()).remote()
+
+    def __enter__(self) -> "SharedConsole":
+        self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._mailbox.put.remote(None)
         self._thread.join()
+        super().__exit__(*error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Console, (self._mailbox,)
+        return SharedConsole, (self._mailbox,)
 
     def say(self, line: str) -> None:
-        """Print a line."""
+        """Have a line printed."""
         self._mailbox.put.remote(line)
 
     def progress(self, what: str, total: int, unit: str) -> "Progress":
-        """Begin to count ``unit`` up to ``total``."""
-        return Progress(self._mailbox, what, total, unit)
+        """As it is there."""
+        return Progress(self._mailbox.put.remote, what, total, unit)
 
-    def _print_messages(self) -> None:
-        bar: tqdm[Any] | None = None
-        spoke = time.monotonic()
+    def _listen(self) -> None:
         while (message := ray.get(self._mailbox.get.remote())) is not None:
-            if isinstance(message, str):
-                tqdm.write(message, file=sys.stdout)
-                sys.stdout.flush()
-            elif sys.stderr.isatty():
-                if bar is None or bar.desc != f"{message.what}: ":
-                    bar = tqdm(desc=message.what, total=message.total, unit=f" {message.unit}", leave=False)
-                bar.update(message.done - bar.n)
-            elif time.monotonic() - spoke > QUIET_SECONDS:
-                spoke = time.monotonic()
-                print(in_words(message), flush=True)
-        if bar is not None:
-            bar.close()
+            self._show(message)
 
 
 def in_words(state: Done) -> str:
@@ -213,10 +241,10 @@ def in_words(state: Done) -> str:
 
 
 class Progress:
-    """Counts up to a total; tells the console at most once a second."""
+    """Counts up to a total; tells it at most once a second."""
 
-    def __init__(self, mailbox: Any, what: str, total: int, unit: str) -> None:
-        self._mailbox, self._what, self._total, self._unit = mailbox, what, total, unit
+    def __init__(self, tell: Callable[[Done], object], what: str, total: int, unit: str) -> None:
+        self._tell, self._what, self._total, self._unit = tell, what, total, unit
         self._done = 0
         self._began = self._told = time.monotonic()
 
@@ -226,7 +254,7 @@ class Progress:
         now = time.monotonic()
         if now - self._told >= 1 or self._done == self._total:
             self._told = now
-            self._mailbox.put.remote(Done(self._what, self._done, self._total, self._unit, now - self._began))
+            self._tell(Done(self._what, self._done, self._total, self._unit, now - self._began))
 
 
 def absolute(uri: str) -> str:

@@ -109,6 +109,7 @@ class Tally:
     failed: list[tuple[str, str]] = field(default_factory=list)  # the first few: key, error
     least_certain: list[tuple[float, str]] = field(default_factory=list)  # certainty, key
     sample: list[tuple[float, str]] = field(default_factory=list)  # a hash of the key, key
+    ray: float = 0.0  # seconds that Ray took to start
     began: float = float("inf")  # of the first task, in seconds since the epoch
     ended: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)  # of all tasks, by stage
@@ -137,7 +138,10 @@ class Tally:
         """In words, start-up apart."""
         seconds = max(self.ended - self.began, 1e-3)
         start_up = self.began - psutil.Process().create_time()
-        return f"{self.total / seconds:.1f} photos/s for {duration(seconds)}, after {start_up:.1f} s of start-up"
+        return (
+            f"{self.total / seconds:.1f} photos/s for {duration(seconds)}, "
+            f"after {start_up:.1f} s of start-up, of which Ray's {self.ray:.1f} s"
+        )
 
     def summary(self) -> str:
         """In words."""
@@ -149,7 +153,7 @@ class Tally:
         return ", ".join(f"{stage} {100 * seconds / total:.0f} %" for stage, seconds in self.seconds.most_common())
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], kind_of_work: type[Work] = Work) -> None:
     """Plan, predict what is due, and leave ledger and page."""
     began = datetime.now(UTC)
     options = config.parse(PredictConfig, argv)
@@ -175,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
             write_page(options, output, merged, remembered(merged, photos.table), photos)
         print("Nothing left to do.")
         return
-    work = Work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
+    work = kind_of_work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
     due = with_earlier_outputs(due, known)
     del known
     pa.default_memory_pool().release_unused()  # what reading took; it may be several times what is left of it
@@ -226,8 +230,8 @@ def with_earlier_outputs(due: pa.Table, known: pa.Table) -> pa.Table:
 
 def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
     """Deal with every due photo."""
-    tally = Tally()
     found = cluster.start(cpus=workers or 1, reading=0, gpus=0, what="Predicting tasks")
+    tally = Tally(ray=found.seconds)
     share = SHARED_CPUS if found.gpus else 1
     count = workers or max(1, int(found.cores / share))
     networks = tuple(GpuNetwork.remote(work) for _ in range(found.gpus))
