@@ -141,13 +141,21 @@ class Recorder:
         config: the checkpoint's config.json.
         rows: training pairs in an epoch.
         console: to tell of progress.
+        ray_up: when the cluster was there, in seconds since the epoch.
     """
 
     def __init__(
-        self, folder: RunFolder, trainer: Trainer, config: Mapping[str, Any], rows: int, console: Console
+        self,
+        folder: RunFolder,
+        trainer: Trainer,
+        config: Mapping[str, Any],
+        rows: int,
+        console: Console,
+        ray_up: float,
     ) -> None:
         self._folder, self._trainer, self._config = folder, trainer, config
         self._rows, self._console = rows, console
+        self._ray_up: float | None = ray_up
         self._history = folder.history(trainer.steps)
         if trainer.epochs:
             folder.restore_best(trainer.best_mad)
@@ -157,6 +165,9 @@ class Recorder:
 
     def on_step(self, step: Step) -> None:
         """Progress, and now and then a point of the loss curve."""
+        if self._ray_up:
+            self._console.say(f"first batch after {time.time() - step.seconds - self._ray_up:.1f} s")
+            self._ray_up = None
         telemetry.count(telemetry.SAMPLES, step.samples, run=self._folder.name)
         telemetry.count(telemetry.TRAIN_SECONDS, step.waiting, run=self._folder.name, stage="wait")
         telemetry.count(telemetry.TRAIN_SECONDS, step.seconds, run=self._folder.name, stage="step")

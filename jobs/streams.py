@@ -1,6 +1,6 @@
 """The Ray Data reads: rows of a collection to decoded uint8 rows at training size, in a reproducible order.
 
-    cache        rows, decoded once into the object store  -> rows that are there now
+    cache        rows, decoded once into the object store  -> rows that are or will be there
     epochs       rows, seed                                -> Dataset whose every execution is the next epoch
     in_order     rows                                      -> Dataset of every row once
     batches      a worker's shard of such a dataset        -> numpy batches for matting.training
@@ -28,7 +28,7 @@ from matting.collection import Example, Rows
 TASK_ROWS = 64  # decoded in one task: enough to be worth a task, few enough to spread over the cores
 PIECE = 64  # neighbouring rows that a shuffle moves as one
 MIX = 16 * PIECE  # rows that a shuffle then mixes one by one
-READ_CPUS = 0.5  # cores a reading task holds: it waits for the store half of the time
+READ_CPUS = 0.9  # cores a reading task holds; a little less than the one that elastic workers leave on a node
 CACHE_SHARE = 0.5  # of the object store; the rest is for rows on their way
 
 
@@ -49,29 +49,38 @@ class CachedRows:
         return CachedRows([self.refs[block] for block in used], blocks, self.offsets[indices])
 
     def examples(self, size: int | None) -> Iterator[Example]:  # noqa: ARG002 - they have the size of the cache
-        columns = [BlockAccessor.for_block(block).to_numpy() for block in ray.get(list(self.refs))]
+        columns = ray.get(list(self.refs))
         for block, offset in zip(self.blocks, self.offsets, strict=True):
             yield Example(*(columns[block][name][offset] for name in ("key", "image", "alpha", "error")))
 
 
 def cache(
-    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", on_rows: Callable[[int], None]
+    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", first: np.ndarray | None = None
 ) -> CachedRows:
     """Decode the rows once, in parallel, and keep them in the object store, as uint8 at training size.
 
-    Rejected rows stay as placeholders, so that the order of an epoch is the same with the cache and without.
-    ``on_rows`` is told how many rows have come.
+    Returns at once: whoever reads rows that are not decoded yet waits for them. Rejected rows stay as placeholders, so
+    that the order of an epoch is the same with the cache and without.
+
+    Args:
+        rows: to be decoded.
+        size: in pixels a side.
+        rejected: told what cannot be decoded.
+        first: row numbers in the order in which they will be read first.
     """
-    source = PairSource(rows, size, rejected, order=None, keep_rejected=True)
-    refs, counts = [], []
-    for bundle in dataset(source).iter_internal_ref_bundles():
-        for block in bundle.blocks:
-            refs.append(block.ref)
-            counts.append(block.metadata.num_rows)
-            on_rows(counts[-1])
-    return CachedRows(
-        refs, np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])
-    )
+    numbers = np.arange(len(rows))
+    blocks = numbers // TASK_ROWS
+    refs: dict[int, ray.ObjectRef] = {}
+    for block in dict.fromkeys(blocks[first].tolist() if first is not None else blocks.tolist()):
+        refs[block] = decoded.remote(rows.take(numbers[blocks == block]), size, rejected)
+    return CachedRows([refs[block] for block in sorted(refs)], blocks, numbers % TASK_ROWS)
+
+
+@ray.remote(num_cpus=READ_CPUS, max_retries=-1)
+def decoded(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> dict[str, np.ndarray]:
+    """A block of the cache: columns key, image, alpha, error."""
+    (block,) = columns_of(rows, size, rejected, keep_rejected=True)
+    return block
 
 
 def cache_fits(rows: int, size: int) -> tuple[bool, str]:
@@ -133,7 +142,6 @@ class PairSource(Datasource):
         size: of the decoded pictures.
         rejected: told what cannot be decoded.
         order: from the number of the execution to row numbers; None for every row in order.
-        keep_rejected: leave a blank row with its ``error`` where a pair cannot be decoded.
     """
 
     def __init__(
@@ -142,11 +150,9 @@ class PairSource(Datasource):
         size: int,
         rejected: "ray.actor.ActorHandle[Rejected]",
         order: Callable[[int], list[np.ndarray]] | None,
-        keep_rejected: bool = False,
     ) -> None:
         super().__init__()
-        self._rows, self._size, self._rejected = rows, size, rejected
-        self._order, self._keep_rejected = order, keep_rejected
+        self._rows, self._size, self._rejected, self._order = rows, size, rejected, order
 
     def get_name(self) -> str:
         return "Pairs"
@@ -173,17 +179,24 @@ class PairSource(Datasource):
         metadata = BlockMetadata(
             num_rows=len(indices), size_bytes=len(indices) * self._row_bytes(), input_files=None, exec_stats=None
         )
-        read = partial(read_blocks, self._rows.take(indices), self._size, self._rejected, self._keep_rejected)
+        read = partial(read_blocks, self._rows.take(indices), self._size, self._rejected)
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
 
     def _row_bytes(self) -> int:
         return self._size * self._size * 4
 
 
-def read_blocks(
-    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", keep_rejected: bool
-) -> Iterator[Block]:
+def read_blocks(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Iterator[Block]:
     """Decode rows into blocks; runs in a task."""
+    for columns in columns_of(rows, size, rejected, keep_rejected=False):
+        yield BlockAccessor.batch_to_block({name: columns[name] for name in ("key", "image", "alpha")})
+
+
+def columns_of(
+    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", keep_rejected: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Rows decoded, ``TASK_ROWS`` at a time, as columns key, image, alpha and error. The rejected ones are left out, or
+    blank but for their error."""
     examples = rows.examples(size)
     blank_image, blank_alpha = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
     while some := list(islice(examples, TASK_ROWS)):
@@ -191,13 +204,10 @@ def read_blocks(
         if reasons:
             ray.get(rejected.add.remote(reasons))
         kept = [example for example in some if keep_rejected or not example.error]
-        if not kept:
-            continue
-        columns = {
-            "key": np.array([example.key for example in kept], object),
-            "image": np.stack([blank_image if example.error else example.image for example in kept]),
-            "alpha": np.stack([blank_alpha if example.error else example.alpha for example in kept]),
-        }
-        if keep_rejected:
-            columns["error"] = np.array([example.error for example in kept], object)
-        yield BlockAccessor.batch_to_block(columns)
+        if kept:
+            yield {
+                "key": np.array([example.key for example in kept], object),
+                "image": np.stack([blank_image if example.error else example.image for example in kept]),
+                "alpha": np.stack([blank_alpha if example.error else example.alpha for example in kept]),
+                "error": np.array([example.error for example in kept], object),
+            }

@@ -19,6 +19,7 @@ every training pair once, whatever the number of workers; how many steps that ta
 import math
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray.data
 import ray.train
 import torch
@@ -148,7 +150,7 @@ def presets(options: Namespace) -> list[Path]:
     return [config.CONFIGS / f"{recipe}.yaml"]
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
     """Check what was asked; go on with the run, or say that there is nothing left to do."""
     began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
@@ -163,11 +165,11 @@ def main(argv: Sequence[str]) -> None:
     identity = options.identity(pairs.fingerprint)
     folder.begin(cluster.command(), identity)
     with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):
-        go_on(options, pairs, folder)
+        go_on(options, pairs, folder, kind_of_trainer)
     storage.remove_partials(folder.uri, began)
 
 
-def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
+def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder, kind_of_trainer: type[Trainer]) -> None:
     """Train until the run is finished, then make the page."""
     progress = folder.progress()
     if progress and options.finished(progress["epochs"], progress["seconds"]):
@@ -177,9 +179,19 @@ def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
         return
     use_gpu = start_cluster(options)
     rejected = Rejected.options(scheduling_strategy=cluster.here()).remote()
-    with cluster.Console() as console:
-        datasets = make_datasets(options, pairs, folder, rejected, console)
-        failure = fit(options, pairs, folder, rejected, datasets, console, use_gpu)
+    with cluster.SharedConsole() as console:
+        settings = {
+            "options": options,
+            "trainer": kind_of_trainer,
+            "folder": folder,
+            "rejected": rejected,
+            "rows": pairs.counts()["train"],
+            "total": pairs.counts()["train"] + pairs.counts()["val"],
+            "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
+            "console": console,
+            "ray_up": time.time(),
+        }
+        failure = fit(settings, make_datasets(options, pairs, folder, rejected, console), use_gpu)
     if failure:
         raise cluster.JobError(failure)
     finish(options, pairs, folder)
@@ -199,15 +211,15 @@ def make_datasets(
     """What the workers read, decoded and kept if it fits."""
     rows: dict[str, Rows] = {split: pairs.splits[split] for split in ("train", "val")}
     if options.cache == "auto":
-        total = sum(map(len, rows.values()))
-        fits, sentence = streams.cache_fits(total, options.size)
+        fits, sentence = streams.cache_fits(sum(map(len, rows.values())), options.size)
         console.say(sentence)
         if fits:
-            progress = console.progress("decoding", total, "pairs")
-            rows = {split: streams.cache(part, options.size, rejected, progress.update) for split, part in rows.items()}
-            rejections = ray.get(rejected.all.remote())
-            if failure := too_many_rejected(rejections, total, options.max_rejected_fraction):
-                raise DataError(failure)
+            epoch = folder.progress().get("epochs", 0)
+            first = np.concatenate(streams.epoch_order(len(rows["train"]), options.seed, epoch, 0))
+            rows = {
+                "train": streams.cache(rows["train"], options.size, rejected, first),
+                "val": streams.cache(rows["val"], options.size, rejected),
+            }
     return {
         "train": partial(train_dataset, options, rows["train"], folder, rejected),
         "val": streams.in_order(rows["val"], options.size, rejected),
@@ -248,29 +260,14 @@ def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
     )
 
 
-def fit(
-    options: TrainConfig,
-    pairs: Pairs,
-    folder: RunFolder,
-    rejected: Any,
-    datasets: dict[str, Any],
-    console: cluster.Console,
-    use_gpu: bool,
-) -> str:
+def fit(settings: dict[str, Any], datasets: dict[str, Any], use_gpu: bool) -> str:
     """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
-    output, _, name = folder.uri.rpartition("/")
+    options: TrainConfig = settings["options"]
+    output, _, name = settings["folder"].uri.rpartition("/")
     filesystem, path = storage.filesystem(output)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "options": options,
-            "folder": folder,
-            "rejected": rejected,
-            "rows": pairs.counts()["train"],
-            "total": pairs.counts()["train"] + pairs.counts()["val"],
-            "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
-            "console": console,
-        },
+        train_loop_config=settings,
         scaling_config=scaling(options, use_gpu),
         run_config=ray.train.RunConfig(
             name=name,
@@ -303,26 +300,29 @@ def train_worker(settings: dict[str, Any]) -> str:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     torch.manual_seed(options.seed)
     model = UNet(UNetConfig(options.width, options.depth, options.relu))
-    trainer = Trainer(model, options.training(), get_device())
+    trainer: Trainer = settings["trainer"](model, options.training(), get_device())
     if last := ray.train.get_checkpoint():
         place = storage.join(settings["folder"].uri, Path(last.path).name)
         trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
-    shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
+    train_shard, val_shard = ray.train.get_dataset_shard("train"), None
     recorder = None
     if context.get_world_rank() == 0:
         description = {"recipe": {"name": options.recipe, **asdict(options.training())}, "data": settings["data"]}
         config = checkpoint.describe(model, options.size, **description)
-        recorder = Recorder(settings["folder"], trainer, config, settings["rows"], settings["console"])
+        recorder = Recorder(
+            settings["folder"], trainer, config, settings["rows"], settings["console"], settings["ray_up"]
+        )
     while not options.finished(trainer.epochs, trainer.seconds):
-        batches = streams.batches(shards["train"], options.batch)
+        batches = streams.batches(train_shard, options.batch)
         seconds_left = 60 * options.minutes - trainer.seconds if options.minutes else math.inf
         try:
             epoch = trainer.train_epoch(batches, seconds_left, recorder.on_step if recorder else None)
         except NonFiniteLoss as error:
             return str(error)
-        scores = trainer.validate(streams.batches(shards["val"], options.batch))
+        val_shard = val_shard or ray.train.get_dataset_shard("val")  # by a process that the first batch need not await
+        scores = trainer.validate(streams.batches(val_shard, options.batch))
         rejections = ray.get(settings["rejected"].all.remote())
-        # Of the driver's making when pairs are cached; else the first pass over them shows it, to all workers alike.
+        # The first pass over the pairs shows it, to all workers alike.
         if failure := too_many_rejected(rejections, settings["total"], options.max_rejected_fraction):
             return failure
         if not epoch.steps or not scores:

@@ -25,7 +25,14 @@ from ray.runtime_env import RuntimeEnv
 
 from tests import jobs
 
-ALWAYS = (r"\d+ pairs, \d+ MB decoded", "epoch 1: loss ", r"Best on \d+ validation pairs", "Checkpoint: ", "Page: ")
+ALWAYS = (
+    r"\d+ pairs, \d+ MB decoded",
+    "first batch after ",
+    "epoch 1: loss ",
+    r"Best on \d+ validation pairs",
+    "Checkpoint: ",
+    "Page: ",
+)
 SOMETIMES = r"(decoding|epoch 1): \d+ of \d+ |.*\(raylet\).* WARNING"  # where the machine is slow
 SMALL = ["--width=4", "--size=32", "--synthetic-pairs=60", "--epochs=1"]
 # A cluster on free ports, that ends with its standard input.
