@@ -1,0 +1,581 @@
+"""How fast this machine is on these data: the network and every stage alone, the jobs, and what a user would write.
+
+    photos, pairs -> copies under <output>/scratch, as many as a measurement wants
+    rounds of measurements, each in processes of its own, in turn -> medians and spreads
+    -> a table and a few sentences on the terminal; <output>/benchmark.json, <output>/benchmark.svg
+
+What the network alone does is the limit of both jobs. What they spend beside it is measured with the network taken out,
+in CPU time of all their processes, Ray's included. A noisy machine harms all measurements of a round alike, so ratios
+are taken within a round. It measures one machine, on which it runs: to measure a GPU node of a cluster, run it there.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from jobs import cluster, config, measure
+from matting import checkpoint, images, ledger, storage
+from matting.collection import PairOptions, open_pairs
+from matting.photos import find_photos
+from matting.synthetic import draw_person
+from matting.unet import UNet, UNetConfig
+
+DRAWN_SIZES = {"178x218": (178, 218), "600x800": (600, 800)}  # CelebA's, and AISegment's
+DRAWN = 300  # different photos of a size, and different pairs
+PAIRS = 500
+PACKED_SIDE = 320
+WATCHED_EVERY = 0.5  # seconds
+WITHOUT_NETWORK = ["-c", "from jobs import cluster, idle; cluster.run(idle.main)"]
+JOBS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure speed.
+
+    Args:
+        data: URI of raw pairs to train on; drawn ones by default.
+        images: URI of a folder of photos to predict, the larger collections after the first with commas between; drawn
+            ones of 178×218 and 600×800 by default.
+        checkpoint: URI of a checkpoint folder; by default an untrained network of the seed's shape, whose mattes are
+            noise, so that refining and encoding them takes longer than it would.
+        output: URI of a local folder for results and for scratch files, which are removed at the end.
+        rounds: how often everything is measured.
+        seconds: that one measurement takes, start-up apart.
+        sizes: of collections whose cost per photo is compared, without the network.
+    """
+
+    data: str | None = None
+    images: str | None = None
+    checkpoint: str | None = None
+    output: str = "benchmark"
+    rounds: int = 3
+    seconds: float = 10.0
+    sizes: tuple[int, ...] = (500, 5_000, 50_000)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.seconds <= 0 or not self.sizes or min(self.sizes) < 1:
+            raise ValueError("--rounds, --seconds and --sizes must be more than 0")
+        if not storage.is_local(self.output):
+            raise ValueError(f"--output must be a local folder, is {self.output!r}")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured on."""
+
+    photos: dict[str, list[Path]]  # by size
+    raw: str
+    packed: str
+    checkpoint: str
+    scratch: Path
+
+
+@dataclass
+class Results:
+    """Values of each figure, one a round."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)  # of a prediction's time, by stage
+
+    def add(self, name: str, unit: str, value: float) -> None:
+        """One more value; it is shown at once."""
+        self.values.setdefault(name, []).append(value)
+        self.units[name] = unit
+        print(f"{name:<58} {value:>10.2f} {unit}", flush=True)
+
+    def median(self, name: str) -> float:
+        """Over the rounds."""
+        return statistics.median(self.values[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """The median of a figure's ratio to another's, round by round."""
+        return statistics.median(a / b for a, b in zip(self.values[name], self.values[other], strict=True))
+
+    def last(self, name: str) -> float:
+        """Of this round."""
+        return self.values[name][-1]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare, measure, tell."""
+    options = config.parse(BenchmarkConfig, argv)
+    os.environ.pop("RAY_ADDRESS", None)  # jobs start a cluster on this machine
+    output = Path(options.output).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    results = Results()
+    began = datetime.now(UTC)
+    try:
+        work = prepare(options, output / "scratch")
+        for number in range(options.rounds):
+            print(f"\nRound {number + 1} of {options.rounds}", flush=True)
+            for measurement in (network, stages, predictions, scripts, trainings):
+                measurement(results, work, options)
+        print("\nCost per photo, network taken out")
+        for size in options.sizes:
+            collection(results, work, size)
+    finally:
+        shutil.rmtree(output / "scratch", ignore_errors=True)
+    tell(results, began, output)
+
+
+# What is measured on --------------------------------------------------------------------------------------------------
+
+
+def prepare(options: BenchmarkConfig, scratch: Path) -> Workload:
+    """Photos, pairs and a checkpoint on the local disk."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    if options.images:
+        photos = {uri.rstrip("/").rpartition("/")[2]: fetched(uri, scratch) for uri in options.images.split(",")}
+    else:
+        photos = {name: drawn(size, scratch / name) for name, size in DRAWN_SIZES.items()}
+    raw = cluster.absolute(options.data) if options.data else str(drawn_pairs(scratch / "raw"))
+    packed = str(scratch / "packed")
+    watch([sys.executable, str(JOBS / "pack.py"), f"--pairs={raw}", f"--output={packed}", f"--side={PACKED_SIDE}"])
+    uri = options.checkpoint or untrained(str(scratch / "checkpoint"))
+    return Workload(photos, raw, packed, cluster.absolute(uri), scratch)
+
+
+def fetched(uri: str, scratch: Path) -> list[Path]:
+    """Copies of the first photos of a collection."""
+    table = find_photos(cluster.absolute(uri), "").table.slice(0, 2 * DRAWN)
+    folder = scratch / uri.rstrip("/").rpartition("/")[2]
+    folder.mkdir(parents=True)
+    paths = [folder / f"{number}{Path(key).suffix}" for number, key in enumerate(table["key"].to_pylist())]
+    for path, photo in zip(paths, table["uri"].to_pylist(), strict=True):
+        path.write_bytes(storage.read_bytes(photo))
+    return paths
+
+
+def drawn(size: tuple[int, int], folder: Path) -> list[Path]:
+    """Photos of drawn people."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{number}.jpg" for number in range(DRAWN)]
+    with pool(os.cpu_count() or 1) as processes:
+        list(processes.map(draw, range(DRAWN), [size] * DRAWN, paths, [None] * DRAWN))
+    return paths
+
+
+def drawn_pairs(folder: Path) -> Path:
+    """Raw pairs of drawn people, as large as AISegment's."""
+    pictures, mattes = folder / "images", folder / "mattes"
+    pictures.mkdir(parents=True)
+    mattes.mkdir()
+    names = [f"{number:04d}" for number in range(DRAWN)]
+    with pool(os.cpu_count() or 1) as processes:
+        list(
+            processes.map(
+                draw,
+                range(DRAWN, 2 * DRAWN),
+                [DRAWN_SIZES["600x800"]] * DRAWN,
+                [pictures / f"{name}.jpg" for name in names],
+                [mattes / f"{name}.png" for name in names],
+            )
+        )
+    for number in range(DRAWN, PAIRS):
+        for path in (pictures / f"{names[number - DRAWN]}.jpg", mattes / f"{names[number - DRAWN]}.png"):
+            os.link(path, path.with_stem(f"{number:04d}"))
+    return folder
+
+
+def draw(number: int, size: tuple[int, int], picture: Path, matte: Path | None) -> None:
+    """One person, as files."""
+    image_HWC, alpha_HW = draw_person(0, number, *size)
+    picture.write_bytes(images.encode_jpeg(image_HWC, quality=90))
+    if matte:
+        matte.write_bytes(images.encode_png(alpha_HW))
+
+
+def untrained(uri: str) -> str:
+    """A checkpoint of the seed's shape."""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig())
+    checkpoint.save(uri, model, checkpoint.describe(model, 128, {}, {}), {})
+    return uri
+
+
+def copies(photos: Sequence[Path], count: int, folder: Path) -> str:
+    """So many photos, under names of their own; their bytes are on the disk once."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, photo in enumerate(islice(cycle(photos), count)):
+        place = folder / f"{number // 1000:04d}" / f"{number % 1000:03d}{photo.suffix}"
+        if number % 1000 == 0:
+            place.parent.mkdir(parents=True)
+        os.link(photo, place)
+    return str(folder)
+
+
+# How it is measured ---------------------------------------------------------------------------------------------------
+
+
+def pool(processes: int) -> ProcessPoolExecutor:
+    """Fresh processes, whose measurements begin together."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=measure.begin_together, initargs=(barrier,))
+
+
+def alone(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> Any:
+    """What a function of `measure` returns, added up over so many processes that run it at once."""
+    with pool(processes) as fresh:
+        found = [future.result() for future in [fresh.submit(function, *arguments) for _ in range(processes)]]
+    return sum(found) if processes > 1 else found[0]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A command that ran. Of all its processes together: CPU seconds so far and megabytes of their own, at times."""
+
+    said: str
+    began: float
+    samples: list[tuple[float, float, float]]  # seconds since the epoch, CPU seconds, megabytes
+
+    def cpu(self, since: float, until: float) -> float:
+        """CPU seconds between two times."""
+        times, used, _ = zip(*self.samples, strict=True)
+        return float(np.interp(until, times, used) - np.interp(since, times, used))
+
+    @property
+    def megabytes(self) -> float:
+        """At the worst moment."""
+        return max(sample[2] for sample in self.samples)
+
+
+def watch(command: Sequence[str]) -> Watched:
+    """Run a command to its end.
+
+    Raises:
+        cluster.JobError: it failed.
+    """
+    began = time.time()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    used: dict[psutil.Process, float] = {}
+    samples = [(began, 0.0, 0.0)]
+    said = ""
+    while True:
+        memory = 0.0
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times, size = each.cpu_times(), each.memory_info()
+                used[each] = times.user + times.system
+                memory += (size.rss - size.shared) / 1e6
+        samples.append((time.time(), sum(used.values()), memory))
+        try:
+            said, _ = process.communicate(timeout=WATCHED_EVERY)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    if process.returncode:
+        raise cluster.JobError(f"{' '.join(command)} failed:\n{said}")
+    return Watched(said, began, samples)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a prediction did. Steady is it between a tenth and nine tenths of its photos."""
+
+    photos_a_second: float
+    cpu_ms: float  # a photo, of all processes
+    first: float  # seconds from the command to the first photo
+    ray: float  # seconds of them that Ray took to start
+    megabytes: float
+    shares: dict[str, float]
+
+
+def predicted(work: Workload, photos: str, *options: str, without_network: bool = False) -> Predicted:
+    """A prediction of a folder of photos, from nothing."""
+    output = str(work.scratch / "mattes")
+    shutil.rmtree(output, ignore_errors=True)
+    job = [*WITHOUT_NETWORK, "predict"] if without_network else [str(JOBS / "predict.py")]
+    watched = watch(
+        [sys.executable, *job, f"--checkpoint={work.checkpoint}", f"--images={photos}", f"--output={output}", *options]
+    )
+    times = np.sort(ledger.read(output, ["finished_at"])["finished_at"].to_numpy().astype("datetime64[us]"))
+    seconds = times.astype(np.int64) / 1e6
+    since, until = (int(part * (len(seconds) - 1)) for part in (0.1, 0.9))
+    count, span = max(1, until - since), (seconds[since], seconds[until])
+    ray = re.search(r"Ray's (\d+\.\d)", watched.said)
+    shares = re.search(r"Time went to (.*)\.", watched.said)
+    assert ray
+    assert shares
+    return Predicted(
+        photos_a_second=count / max(span[1] - span[0], 1e-6),
+        cpu_ms=1000 * watched.cpu(*span) / count,
+        first=seconds[0] - watched.began,
+        ray=float(ray[1]),
+        megabytes=watched.megabytes,
+        shares={stage: float(share) for stage, share in re.findall(r"(\w+) (\d+) %", shares[1])},
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did."""
+
+    samples_a_second: float  # after the first epoch
+    cpu_ms: float  # a sample, of all processes, after the first epoch, validation included
+    first_batch: float  # seconds from when Ray was up
+    waiting: float  # share of the time in which the step waited for data
+
+
+def trained(work: Workload, data: str, seconds: float, *options: str, without_network: bool = False) -> Trained:
+    """A training, from nothing, until so many seconds of steps."""
+    output = work.scratch / "runs"
+    shutil.rmtree(output, ignore_errors=True)
+    job = [*WITHOUT_NETWORK, "train"] if without_network else [str(JOBS / "train.py")]
+    watched = watch(
+        [
+            *(sys.executable, *job, "--recipe=seed", f"--data={data}", f"--output={output}", "--name=run"),
+            *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={measure.TRAIN_BATCH}", *options),
+        ]
+    )
+    lines = (output / "run/metrics.jsonl").read_text().splitlines()
+    epochs = [row for row in map(json.loads, lines) if "val_mad" in row]
+    later = epochs[1:] or epochs
+    # An epoch without steps is over before two looks at the processes: of one epoch, all that led to it counts.
+    since, steps = (epochs[0]["time"], epochs[0]["step"]) if len(epochs) > 1 else (watched.began, 0)
+    samples = (epochs[-1]["step"] - steps) * measure.TRAIN_BATCH
+    batch = re.search(r"first batch after (\d+\.\d) s", watched.said)
+    assert batch
+    return Trained(
+        samples_a_second=statistics.median(row["samples_per_second"] for row in later),
+        cpu_ms=1000 * watched.cpu(since, epochs[-1]["time"]) / samples,
+        first_batch=float(batch[1]),
+        waiting=statistics.median(waiting_shares(epochs)),
+    )
+
+
+def waiting_shares(epochs: Sequence[dict[str, Any]]) -> list[float]:
+    """Of each epoch's time, that its steps waited for data; but for the first, if there are more."""
+    steps = np.diff([0, *(row["step"] for row in epochs)])
+    shares = [
+        row["waiting"] * row["samples_per_second"] / (count * measure.TRAIN_BATCH)
+        for row, count in zip(epochs, steps, strict=True)
+    ]
+    return shares[1:] or shares
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+def network(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """The limits: arithmetic, and the network with nothing around it."""
+    cores, seconds = os.cpu_count() or 1, options.seconds / 4
+    layouts = [(1, cores)] if torch.cuda.is_available() or cores == 1 else [(1, cores), (cores, 1)]
+    for what, unit, function in (
+        ("network alone, predicting", "photos/s", measure.forward),
+        ("network alone, training", "samples/s", measure.step),
+    ):
+        found = {
+            layout: alone(function, work.checkpoint, layout[1], seconds, processes=layout[0]) for layout in layouts
+        }
+        for (processes, threads), value in found.items():
+            results.add(f"{what}, {processes} × {threads} threads", unit, value)
+        results.add(what, unit, max(found.values()))
+    results.add("plain eager fp32", "photos/s", alone(measure.eager, work.checkpoint, cores, seconds))
+    products = [alone(measure.product, threads, seconds, processes=processes) for processes, threads in layouts]
+    results.add("matrix products", "GFLOP/s", max(products) / 1e9)
+    for what, flops in zip(("predicting", "training"), measure.flops(work.checkpoint), strict=True):
+        share = 100 * flops * results.last(f"network alone, {what}") / max(products)
+        results.add(f"network alone, {what}, of matrix products", "%", share)
+
+
+def stages(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """Everything but the network, one by one."""
+    for size, photos in work.photos.items():
+        some = [str(path) for path in photos[:32]]
+        for name, value in alone(measure.stages, some, work.checkpoint, options.seconds / 2).items():
+            results.add(f"stage, {size}: {name}", "CPU-ms", value)
+
+
+def predictions(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """The predict job, by size of photos, by options, and without its network."""
+    limit = results.last("network alone, predicting")
+    for number, (size, photos) in enumerate(work.photos.items()):
+        folder = copies(photos, max(64, int(1.25 * options.seconds * limit)), work.scratch / "photos")
+        variants = {"none": ["--refine=none"], "guided": ["--refine=guided"]}
+        if number == 0:
+            variants |= {
+                "guided, cutouts": ["--refine=guided", "--write=cutout"],
+                "none, 1 worker": ["--refine=none", "--workers=1"],
+            }
+        for name, arguments in variants.items():
+            found = predicted(work, folder, *arguments)
+            results.add(f"predict, {size}, {name}", "photos/s", found.photos_a_second)
+            results.shares[f"predict, {size}, {name}"] = found.shares
+            if number == 0 and name == "none":
+                results.add("predict, command to first photo", "s", found.first)
+                results.add("of which Ray's own start", "s", found.ray)
+        folder = copies(photos, max(64, int(250 * options.seconds)), work.scratch / "photos")
+        for refine in ("none", "guided"):
+            found = predicted(work, folder, f"--refine={refine}", without_network=True)
+            results.add(f"predict without network, {size}, {refine}", "CPU-ms", found.cpu_ms)
+
+
+def scripts(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """What a user would write."""
+    count = max(64, int(options.seconds * results.last("network alone, predicting") / 4))
+    photos = [str(path) for path in islice(cycle(next(iter(work.photos.values()))), count)]
+    output = work.scratch / "script"
+    output.mkdir(exist_ok=True)
+    for name, loop in (("plain loop", measure.plain_loop), ("DataLoader loop", measure.loader_loop)):
+        results.add(f"script, predicting, {name}", "photos/s", alone(loop, photos, work.checkpoint, str(output)))
+    for name, uri in (("packed", work.packed), ("raw", work.raw)):
+        pairs = open_pairs(uri, PairOptions())
+        value = alone(measure.loader_training, pairs, work.checkpoint, options.seconds)
+        results.add(f"script, training, DataLoader, {name}", "samples/s", value)
+
+
+def trainings(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """The train job, on packed and raw pairs, with more workers, and without its steps."""
+    workers = torch.cuda.device_count() or os.cpu_count() or 1
+    for name, uri, arguments in (
+        ("packed", work.packed, []),
+        ("raw", work.raw, []),
+        ("raw, not kept", work.raw, ["--cache=off"]),
+        (f"packed, {workers} workers", work.packed, [f"--workers={workers}"]),
+    ):
+        found = trained(work, uri, 4 * options.seconds, *arguments)
+        results.add(f"train, {name}", "samples/s", found.samples_a_second)
+        results.add(f"train, {name}, waiting for data", "%", 100 * found.waiting)
+        results.add(f"train, {name}, first batch after Ray is up", "s", found.first_batch)
+    found = trained(work, work.packed, options.seconds, without_network=True)
+    results.add("train without network, packed", "CPU-ms", found.cpu_ms)
+
+
+def collection(results: Results, work: Workload, size: int) -> None:
+    """What a photo costs in a collection of this size."""
+    folder = copies(next(iter(work.photos.values())), size, work.scratch / "photos")
+    found = predicted(work, folder, "--refine=none", without_network=True)
+    results.add(f"predict without network, {size:,} photos", "CPU-ms", found.cpu_ms)
+    results.add(f"predict without network, {size:,} photos, memory", "MB", found.megabytes)
+
+
+# What is told ---------------------------------------------------------------------------------------------------------
+
+
+def tell(results: Results, began: datetime, output: Path) -> None:
+    """Table, sentences, JSON, chart."""
+    machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {torch.cuda.device_count()} GPUs"
+    print(f"\n{'median':>69} {'spread':>19}")
+    for name, values in results.values.items():
+        spread = f"{min(values):,.2f}–{max(values):,.2f}" if len(values) > 1 else ""
+        print(f"{name:<58} {results.median(name):>10,.2f} {spread:>19} {results.units[name]}")
+    ratios = compared(results)
+    print()
+    for name, value in ratios.items():
+        print(f"{name:<90} {value:.2f}")
+    sentences = list(in_words(results))
+    print("\n" + "\n".join(sentences))
+    report = {
+        "command": cluster.command(),
+        "began": began.isoformat(timespec="seconds"),
+        "machine": machine,
+        "figures": {
+            name: {"unit": results.units[name], "median": results.median(name), "values": values}
+            for name, values in results.values.items()
+        },
+        "ratios": ratios,
+        "sentences": sentences,
+    }
+    (output / "benchmark.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (output / "benchmark.svg").write_text(chart(results))
+    print(f"\n{output / 'benchmark.json'}, {output / 'benchmark.svg'}")
+
+
+def compared(results: Results) -> dict[str, float]:
+    """The ratios that matter, of figures of the same round."""
+    names = results.values
+    predictions = [name for name in names if re.fullmatch("predict, .*, (none|guided)", name)]
+    none, guided = predictions[:2]  # of the first collection
+    pairs = [(name, "network alone, predicting") for name in predictions]
+    pairs += [
+        ("network alone, predicting", "plain eager fp32"),
+        (guided, "script, predicting, plain loop"),
+        (guided, "script, predicting, DataLoader loop"),
+        (f"{guided}, cutouts", guided),
+        (none, f"{none}, 1 worker"),
+        ("train, packed", "network alone, training"),
+        ("train, raw", "network alone, training"),
+        ("train, raw, not kept", "network alone, training"),
+        ("train, packed", "script, training, DataLoader, packed"),
+        ("train, raw", "script, training, DataLoader, raw"),
+    ]
+    pairs += [(name, "train, packed") for name in names if re.fullmatch(r"train, packed, \d+ workers", name)]
+    sizes = [name for name in names if re.fullmatch("predict without network, [0-9,]+ photos", name)]
+    pairs += [(name, before) for before, name in pairwise(sizes)]
+    return {f"{name} / {other}": results.ratio(name, other) for name, other in pairs}
+
+
+def in_words(results: Results) -> Iterator[str]:
+    """What bounds each job, and what would help."""
+    for name, shares in results.shares.items():
+        stage, share = max(shares.items(), key=lambda each: each[1])
+        cure = "only a faster network, more cores or a GPU help" if stage == "network" else "add CPU workers"
+        yield f"{name}: {stage} is {share:.0f} % of the time; {cure}."
+    for name in [name for name in results.values if name.endswith("waiting for data")]:
+        share = results.median(name)
+        cure = "the step is the limit" if share < 10 else "add CPUs for reading, or pack the pairs"
+        yield f"{name}: {share:.0f} % of the time; {cure}."
+    for name in [name for name in results.values if re.fullmatch(".* without network, .*(none|guided|packed)", name)]:
+        cost = results.median(name)
+        yield f"{name}: {cost:.1f} CPU-ms, so one core feeds a GPU of {1000 / cost:,.0f} a second."
+
+
+def chart(results: Results) -> str:
+    """Bars of all speeds with their spread, as SVG."""
+    groups = {
+        unit: [name for name, found in results.units.items() if found == unit and "threads" not in name]
+        for unit in ("photos/s", "samples/s")
+    }
+    with rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):
+        return bars(results, groups)
+
+
+def bars(results: Results, groups: dict[str, list[str]]) -> str:
+    """A panel of bars for each unit."""
+    figure = Figure(figsize=(9, 0.32 * sum(map(len, groups.values())) + 1.6), layout="constrained")
+    axes = figure.subplots(2, height_ratios=[len(names) for names in groups.values()])
+    for (unit, names), axis in zip(groups.items(), axes, strict=True):
+        medians = [results.median(name) for name in names]
+        spread = [
+            [median - min(results.values[name]) for name, median in zip(names, medians, strict=True)],
+            [max(results.values[name]) - median for name, median in zip(names, medians, strict=True)],
+        ]
+        colours = ["#9aa5b1" if "script" in name or "plain" in name else "#4c7fd9" for name in names]
+        axis.barh(names, medians, xerr=spread, color=colours, ecolor="#444444")
+        axis.bar_label(axis.containers[-1], fmt="%.1f", padding=4)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{unit}: median, least and most of the rounds")
+        axis.spines[["top", "right"]].set_visible(False)
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
+
+
+if __name__ == "__main__":
+    cluster.run(main)
