@@ -24,7 +24,7 @@ from tests.test_predict import assert_adds_up, new_checkpoint, photo, write_phot
 from tests.test_train import epochs, history
 
 PAIRS = 160
-SMALL = ["--width=4", "--size=32", f"--synthetic-pairs={PAIRS}", "--epochs=4", "--batch=4", "--name=run"]
+SMALL = ["--width=4", "--size=32", f"--synthetic-pairs={PAIRS}", "--epochs=3", "--batch=4", "--name=run"]
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def node_of_a_train_worker(growing: Cluster) -> list[int]:
 
 
 def assert_a_whole_run(run: Path, steps: list[int]) -> None:
-    """Four epochs of so many steps, no row of metrics.jsonl twice, and every validation pair seen in each."""
+    """Three epochs of so many steps, no row of metrics.jsonl twice, and every validation pair seen in each."""
     found = epochs(run)
-    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in found] == [1, 2, 3]
     assert [row["step"] for row in found] == np.cumsum(steps).tolist()
     assert len({row["step"] for row in history(run)}) == len(history(run))
     assert {row["val_n"] for row in found} == {len(open_pairs("synthetic", OPTIONS).keys["val"])}
@@ -140,7 +140,7 @@ def test_training_waits_for_nodes_and_goes_on_when_one_dies_and_another_comes(tm
         jobs.kill(node_of_a_train_worker(growing))
         output, _ = process.communicate()
         assert process.returncode == 0, output
-    assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * 4)
+    assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * 3)
 
 
 @pytest.mark.timeout(600)
@@ -155,8 +155,8 @@ def test_elastic_training_goes_on_with_the_workers_that_are_left(tmp_path: Path,
     finished_by_two = sum(
         row["step"] == number * steps_of_an_epoch(2) for number, row in enumerate(epochs(tmp_path / "run"), 1)
     )
-    assert 1 <= finished_by_two < 4
-    left = 4 - finished_by_two
+    assert 1 <= finished_by_two < 3
+    left = 3 - finished_by_two
     assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * finished_by_two + [steps_of_an_epoch(1)] * left)
 
 

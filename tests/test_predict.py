@@ -204,7 +204,7 @@ def test_goes_on_with_what_a_limit_left(trained: str, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_do_no_harm(trained: str, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos", 400)
+    write_photos(tmp_path / "photos", 150)
     matte(trained, tmp_path / "photos", tmp_path / "alone")
     command = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'both'}"]
     with jobs.running("predict", *command) as process:
