@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -88,10 +89,10 @@ def test_the_share_of_waiting_is_of_the_epochs_after_the_first() -> None:
 def test_the_processes_of_a_command_are_watched_together() -> None:
     busy = "import time; began = time.process_time()\nwhile time.process_time() - began < 1: pass"
     code = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {busy!r}]); time.sleep(1)"
-    watched = benchmark.watch(["python", "-c", code])
+    watched = benchmark.watch([sys.executable, "-c", code])
     assert watched.cpu(watched.began, watched.samples[-1][0]) == pytest.approx(1, abs=0.6)
     with pytest.raises(Exception, match="no such thing"):
-        benchmark.watch(["python", "-c", "raise SystemExit('no such thing')"])
+        benchmark.watch([sys.executable, "-c", "raise SystemExit('no such thing')"])
 
 
 def figures(rounds: int) -> Results:
