@@ -160,7 +160,7 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 class Console:
-    """The one voice of a job on the terminal: lines, and progress.
+    """The one voice of a job on the terminal: it shows progress.
 
     Ray would print everything that any of its processes logs; here only what a user wants to read appears, and the
     rest stays in Ray's log files. Progress is a bar in a terminal, else a quiet line now and then. Use it in a
@@ -177,10 +177,6 @@ class Console:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self._show(line)
 
     def progress(self, what: str, total: int, unit: str) -> "Progress":
         """Begin to count ``unit`` up to ``total``."""
@@ -200,7 +196,7 @@ class Console:
 
 
 class SharedConsole(Console):
-    """One that workers can be sent, to :meth:`say` and to tell of :meth:`progress` too."""
+    """One that workers can be sent, who then :meth:`say` something or tell of :meth:`progress`."""
 
     def __init__(self, mailbox: Any = None) -> None:
         super().__init__()

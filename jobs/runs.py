@@ -29,7 +29,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from jobs import telemetry
-from jobs.cluster import Console
+from jobs.cluster import SharedConsole
 from jobs.config import ConfigError
 from matting import checkpoint, storage
 from matting.training import Epoch, Score, Step, Trainer
@@ -150,7 +150,7 @@ class Recorder:
         trainer: Trainer,
         config: Mapping[str, Any],
         rows: int,
-        console: Console,
+        console: SharedConsole,
         ray_up: float,
     ) -> None:
         self._folder, self._trainer, self._config = folder, trainer, config

@@ -72,7 +72,8 @@ def cache(
     blocks = numbers // TASK_ROWS
     refs: dict[int, ray.ObjectRef] = {}
     for block in dict.fromkeys(blocks[first].tolist() if first is not None else blocks.tolist()):
-        refs[block] = decoded.remote(rows.take(numbers[blocks == block]), size, rejected)
+        piece = numbers[block * TASK_ROWS : (block + 1) * TASK_ROWS]
+        refs[block] = decoded.remote(rows.take(piece), size, rejected)
     return CachedRows([refs[block] for block in sorted(refs)], blocks, numbers % TASK_ROWS)
 
 

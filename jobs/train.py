@@ -206,7 +206,7 @@ def start_cluster(options: TrainConfig) -> bool:
 
 
 def make_datasets(
-    options: TrainConfig, pairs: Pairs, folder: RunFolder, rejected: Any, console: cluster.Console
+    options: TrainConfig, pairs: Pairs, folder: RunFolder, rejected: Any, console: cluster.SharedConsole
 ) -> dict[str, Any]:
     """What the workers read, decoded and kept if it fits."""
     rows: dict[str, Rows] = {split: pairs.splits[split] for split in ("train", "val")}
