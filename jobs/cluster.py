@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from jobs.actors import Done, Mailbox
 from jobs.config import ConfigError
+from jobs.telemetry import Tally
 from matting.checkpoint import CheckpointError
 from matting.collection import DataError
 from matting.ledger import LedgerError
@@ -196,7 +197,7 @@ class Console:
 
 
 class SharedConsole(Console):
-    """One that workers can be sent, who then :meth:`say` something or tell of :meth:`progress`."""
+    """One that workers can be sent, who then :meth:`say` something, tell of :meth:`progress`, send figures."""
 
     def __init__(self, mailbox: Any = None) -> None:
         super().__init__()
@@ -219,13 +220,20 @@ class SharedConsole(Console):
         """Have a line printed."""
         self._mailbox.put.remote(line)
 
+    def publish(self, tally: Tally) -> None:
+        """Have figures published."""
+        self._mailbox.put.remote(tally)
+
     def progress(self, what: str, total: int, unit: str) -> "Progress":
         """As it is there."""
         return Progress(self._mailbox.put.remote, what, total, unit)
 
     def _listen(self) -> None:
         while (message := ray.get(self._mailbox.get.remote())) is not None:
-            self._show(message)
+            if isinstance(message, Tally):
+                message.publish()
+            else:
+                self._show(message)
 
 
 def in_words(state: Done) -> str:

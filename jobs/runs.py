@@ -38,6 +38,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of the check
 EPOCH_METRICS = re.compile(r"epoch-\d+/metrics\.json")
 SCORES = pa.schema([("key", pa.string()), *((name, pa.float64()) for name in Score._fields[1:])])
 LOSS_STEPS = 25  # between two points of the loss curve
+PUBLISH_SECONDS = 5.0  # between two reports of figures to the driver
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class Recorder:
             folder.restore_best(trainer.best_mad)
         self._uploads = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
+        self._tally = telemetry.Tally()
+        self._published = time.monotonic()
         self._begin_epoch()
 
     def on_step(self, step: Step) -> None:
@@ -168,15 +171,18 @@ class Recorder:
         if self._ray_up:
             self._console.say(f"first batch after {time.time() - step.seconds - self._ray_up:.1f} s")
             self._ray_up = None
-        telemetry.count(telemetry.SAMPLES, step.samples, run=self._folder.name)
-        telemetry.count(telemetry.TRAIN_SECONDS, step.waiting, run=self._folder.name, stage="wait")
-        telemetry.count(telemetry.TRAIN_SECONDS, step.seconds, run=self._folder.name, stage="step")
+        tally, run = self._tally, self._folder.name
+        tally.count(telemetry.SAMPLES, step.samples, run=run)
+        tally.count(telemetry.TRAIN_SECONDS, step.waiting, run=run, stage="wait")
+        tally.count(telemetry.TRAIN_SECONDS, step.seconds, run=run, stage="step")
         self._progress.update(int(step.samples))
         self._losses.append(step.loss)
         if len(self._losses) % LOSS_STEPS == 0:
             loss = sum(self._losses[-LOSS_STEPS:]) / LOSS_STEPS
-            telemetry.show(telemetry.LOSS, loss, run=self._folder.name)
+            tally.show(telemetry.LOSS, loss, run=run)
             self._add(self._trainer.steps + len(self._losses), self._trainer.epochs + 1, train_loss=loss)
+        if time.monotonic() - self._published > PUBLISH_SECONDS:
+            self._publish()
 
     def epoch(
         self,
@@ -193,10 +199,12 @@ class Recorder:
         """
         trainer = self._trainer
         validating = trainer.seconds - self._seconds - epoch.seconds
-        telemetry.count(telemetry.TRAIN_SECONDS, validating, run=self._folder.name, stage="validate")
-        telemetry.show(telemetry.EPOCH, trainer.epochs, run=self._folder.name)
+        run = self._folder.name
+        self._tally.count(telemetry.TRAIN_SECONDS, validating, run=run, stage="validate")
+        self._tally.show(telemetry.EPOCH, trainer.epochs, run=run)
         for name in ("mad", "mse", "iou"):
-            telemetry.show(telemetry.VALIDATION, means[f"val_{name}"], run=self._folder.name, metric=name)
+            self._tally.show(telemetry.VALIDATION, means[f"val_{name}"], run=run, metric=name)
+        self._publish()
         speed = epoch.samples / epoch.seconds
         self._add(
             trainer.steps,
@@ -227,6 +235,11 @@ class Recorder:
         self._uploads.shutdown(wait=True)
         if self._upload:
             self._upload.result()
+
+    def _publish(self) -> None:
+        self._console.publish(self._tally)
+        self._tally = telemetry.Tally()
+        self._published = time.monotonic()
 
     def _replace_best(self, means: dict[str, float]) -> None:
         if self._upload:

@@ -11,10 +11,12 @@
 
 `run` is the ledger's run, or the name of the run folder. Every node of a cluster serves what its processes count, with
 "ray_" before each name, at its metrics port; a process reports every ten seconds and when it ends. Where nothing
-collects, nothing happens. Knows no job and nothing of what the figures mean.
+collects, nothing happens. It is the driver that publishes, since Ray kills a training's workers when they are done, and
+what a killed process counted last may be lost: workers send it a :class:`Tally`. Knows no job and nothing of what the
+figures mean.
 """
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter, Gauge, Metric
 
 PHOTOS = Counter("matting_predict_photos_total", "Photos handled.", ("run", "outcome", "reason"))
 BYTES = Counter("matting_predict_bytes_total", "Bytes of photos read, of outputs written.", ("run", "direction"))
@@ -24,6 +26,10 @@ TRAIN_SECONDS = Counter("matting_train_seconds_total", "Seconds of the first wor
 EPOCH = Gauge("matting_train_epoch", "Epochs that are done.", ("run",))
 LOSS = Gauge("matting_train_loss", "Training loss, mean of the last few steps.", ("run",))
 VALIDATION = Gauge("matting_train_validation", "Validation of the last epoch.", ("run", "metric"))
+METRICS = {
+    metric.info["name"]: metric
+    for metric in (PHOTOS, BYTES, PREDICT_SECONDS, SAMPLES, TRAIN_SECONDS, EPOCH, LOSS, VALIDATION)
+}
 
 
 def count(counter: Counter, amount: float, **labels: str) -> None:
@@ -35,6 +41,35 @@ def count(counter: Counter, amount: float, **labels: str) -> None:
 def show(gauge: Gauge, value: float, **labels: str) -> None:
     """Set a value."""
     gauge.set(value, _ascii(labels))
+
+
+class Tally:
+    """Figures of another process, to be sent to the one that publishes them: amounts are added up, values replaced."""
+
+    def __init__(self) -> None:
+        self._figures: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def count(self, counter: Counter, amount: float, **labels: str) -> None:
+        """As :func:`count` does."""
+        place = _place(counter, labels)
+        self._figures[place] = self._figures.get(place, 0.0) + amount
+
+    def show(self, gauge: Gauge, value: float, **labels: str) -> None:
+        """As :func:`show` does."""
+        self._figures[_place(gauge, labels)] = value
+
+    def publish(self) -> None:
+        """Here and now."""
+        for (name, labels), value in self._figures.items():
+            metric = METRICS[name]
+            if isinstance(metric, Counter):
+                count(metric, value, **dict(labels))
+            else:
+                show(metric, value, **dict(labels))
+
+
+def _place(metric: Metric, labels: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return metric.info["name"], tuple(labels.items())
 
 
 def _ascii(labels: dict[str, str]) -> dict[str, str]:

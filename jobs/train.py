@@ -7,7 +7,8 @@
     5. after every epoch: checkpoint, metrics, events       rank 0 -> the run folder
     6. the page, from the best checkpoint                   driver
 
-Meanwhile the first worker publishes metrics (jobs/telemetry.py); the driver tells MLflow, if asked (jobs/tracking.py).
+Meanwhile the driver publishes what the first worker counts (jobs/telemetry.py), and tells MLflow, if asked
+(jobs/tracking.py).
 
 The run folder is <output>/<name>/: what jobs/runs.py describes, report.html, and Ray Train's own record. The same
 command goes on from the last checkpoint, or says that the run is finished.

@@ -146,7 +146,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, way: Proxy, ray_cluster: N
         train.main([*TRAINING, "--epochs=1", f"--output={folder}"])
         ((run,),) = duckdb.sql(f"select distinct run from '{folder}/mattes/_ledger/*.parquet'").fetchall()
         photos = partial(scraped.by, "ray_matting_predict_photos_total", "outcome", run=run)
-        wait_until(lambda: sum(photos().values()) == 15, "the driver's figures are there")
+        epoch = partial(scraped.by, "ray_matting_train_epoch", "run", run="first")
+        wait_until(lambda: sum(photos().values()) == 15 and bool(epoch()), "the driver's figures are there")
     return Watched(folder / "photos", folder / "mattes", folder / "first", scraped)
 
 
