@@ -37,7 +37,7 @@ SAID = pa.schema(
     {
         "key": pa.string(),
         "error": pa.string(),
-        "certainty": pa.float64(),
+        "confidence": pa.float64(),
         "read": pa.int64(),  # bytes
         "written": pa.int64(),
         "block": pa.struct(BLOCK),

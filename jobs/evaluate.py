@@ -2,7 +2,7 @@
 
     1. pairs of a split                                     driver
     2. decode, predict (or read the prediction), six        tasks, some pairs each
-       metrics of every picture
+       metrics of every picture, and the confidence
     3. per_image.parquet, metrics.json, report.html         driver -> <output>/
 
 A picture that has no prediction is an error, never left out of the mean.
@@ -24,7 +24,7 @@ import ray.data
 from jobs import cluster, config
 from matting import checkpoint, images, report, storage
 from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
-from matting.metrics import METRICS, MetricSums, image_metrics
+from matting.metrics import METRICS, MetricSums, confidence, image_metrics, risk_coverage_area
 from matting.predictor import Network, Predictor
 
 TASK_ROWS = 16
@@ -145,12 +145,13 @@ def score_some(batch: dict[str, np.ndarray], what: list[ray.ObjectRef]) -> dict[
 def score_one(alphas: Alphas, example: Example) -> dict[str, Any]:
     """One picture: its key and metrics, or why it has none."""
     row: dict[str, Any] = {"key": example.key, "rejected": example.error, "unpredicted": ""}
-    metrics = dict.fromkeys(METRICS, float("nan"))
+    metrics = dict.fromkeys((*METRICS, "confidence"), float("nan"))
     if not example.error:
         try:
             pred_alpha = alphas(example.key, example.image)
             height, width = example.alpha.shape
             metrics = image_metrics(images.resize(pred_alpha, width, height), example.alpha)
+            metrics["confidence"] = confidence(pred_alpha)
         except images.BadImage as error:
             row["unpredicted"] = str(error)
     return {**row, **metrics}
@@ -171,10 +172,12 @@ def leave_results(
     for row in scored:
         sums.add({name: row[name] for name in METRICS})
     means = sums.mean()
+    errors = [row["mad"] for row in scored]
+    means["aurc"] = risk_coverage_area(errors, [row["confidence"] for row in scored])
+    best = risk_coverage_area(errors, [-error for error in errors])
     sink = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist([{name: row[name] for name in ("key", "split", *METRICS)} for row in scored]), sink
-    )
+    columns = ("key", "split", *METRICS, "confidence")
+    pq.write_table(pa.Table.from_pylist([{name: row[name] for name in columns} for row in scored]), sink)
     storage.write_bytes(storage.join(output, "per_image.parquet"), sink.getvalue())
     page = report.page(
         title=f"Evaluation on the {options.split} split",
@@ -182,6 +185,8 @@ def leave_results(
         facts={
             "Predictions": source,
             "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+            "Confidence": f"area under the risk-coverage curve of MAD {means['aurc']:.2f}e-3 "
+            f"(by chance {means['mad']:.2f}e-3, at best {best:.2f}e-3)",
         },
         figures=[{"split": options.split, "pictures": means["n"], **report.labelled(means)}],
         history=[],

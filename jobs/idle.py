@@ -5,7 +5,6 @@
 A module of its own, in which Ray's workers find these classes. Knows nothing of how they are measured.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +15,7 @@ from jobs import predict, train
 from jobs.blocks import Work
 from matting.images import Pixels
 from matting.predictor import SmallAlphas
-from matting.training import Batch, Epoch, Score, Step, Trainer
+from matting.training import ENDLESS, Batch, Epoch, Plan, Score, Step, Trainer
 
 
 class WithoutNetwork(Work):
@@ -46,7 +45,7 @@ class WithoutSteps(Trainer):
     def train_epoch(
         self,
         batches: Iterable[Batch],
-        seconds_left: float = math.inf,
+        plan: Plan = ENDLESS,
         on_step: Callable[[Step], None] | None = None,
     ) -> Epoch:
         """As it is there."""
@@ -55,7 +54,7 @@ class WithoutSteps(Trainer):
             steps, samples = steps + 1, samples + len(batch["key"])
             if on_step:
                 on_step(Step(len(batch["key"]), 0.0, 0.0, 0.0))
-            if time.monotonic() - began > seconds_left:
+            if self.seconds + time.monotonic() - began > plan.seconds:
                 break
         seconds = time.monotonic() - began
         self.epochs, self.steps, self.seconds = self.epochs + 1, self.steps + steps, self.seconds + seconds

@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.blocks import CPU_TOGETHER, GPU_TOGETHER
 from matting import checkpoint, images, shards, storage
-from matting.augment import flips_and_crops
+from matting.augment import vary
 from matting.collection import PackedRows, Pairs, RawRows
 from matting.devices import autocast_dtype
 from matting.images import Pixels
 from matting.predictor import Network, Predictor
 from matting.refine import foreground, guided, squash, upsample
-from matting.training import Trainer, TrainingConfig
+from matting.training import Plan, Trainer, TrainingConfig
 from matting.unet import UNet, alpha_of
 
 LOADER_BATCH = 32  # of the script that predicts with a DataLoader
@@ -133,7 +133,7 @@ def noise(count: int, size: int) -> Pixels:
 
 def new_trainer(model: UNet) -> Trainer:
     """With the seed's recipe."""
-    return Trainer(model, TrainingConfig(2e-4, (0.5, 0.99), "mean", False, "auto", seed=0), device())
+    return Trainer(model, TrainingConfig(), device())
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
             "encode a cutout, PNG": lambda i: images.encode_png(cutout[i]),
             "encode a cutout, WebP": lambda i: images.encode_webp(cutout[i]),
             "write": lambda i: storage.write_bytes(f"{folder}/{i}.png", matte[i]),
-            f"augment (a batch of {TRAIN_BATCH})": lambda _: flips_and_crops(planes[0], planes[1], generator),
+            f"augment (a batch of {TRAIN_BATCH})": lambda _: vary(planes[0], planes[1], loaded.size, generator),
         }
         return {name: cpu_ms(call, len(photos), seconds / len(calls)) for name, call in calls.items()}
 
@@ -232,7 +232,7 @@ def loader_training(data: Pairs, uri: str, seconds: float) -> float:
     )
     batches = (dict(zip(("key", "image", "alpha"), map(np.asarray, batch), strict=True)) for batch in endless(loader))
     trainer.train_epoch(itertools.islice(batches, 4))
-    epoch = trainer.train_epoch(batches, seconds)
+    epoch = trainer.train_epoch(batches, Plan(seconds=trainer.seconds + seconds))
     return epoch.samples / epoch.seconds
 
 

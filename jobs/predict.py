@@ -107,7 +107,7 @@ class Tally:
     done: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # of failures
     failed: list[tuple[str, str]] = field(default_factory=list)  # the first few: key, error
-    least_certain: list[tuple[float, str]] = field(default_factory=list)  # certainty, key
+    least_confident: list[tuple[float, str]] = field(default_factory=list)  # confidence, key
     sample: list[tuple[float, str]] = field(default_factory=list)  # a hash of the key, key
     ray: float = 0.0  # seconds that Ray took to start
     began: float = float("inf")  # of the first task, in seconds since the epoch
@@ -126,7 +126,7 @@ class Tally:
                     self.failed.append((row["key"], row["error"]))
                 continue
             self.done += 1
-            keep_smallest(self.least_certain, row["certainty"], row["key"])
+            keep_smallest(self.least_confident, row["confidence"], row["key"])
             keep_smallest(self.sample, zlib.crc32(row["key"].encode()), row["key"])
 
     @property
@@ -319,22 +319,24 @@ def has_page(output: str, run: str) -> bool:
 
 
 def remembered(merged: pa.Table, photos: pa.Table) -> Tally:
-    """What the page of a run that is over can still show: photos of the ledger, evenly spread."""
-    rows = merged.filter(pc.is_in(merged["key"], photos["key"].combine_chunks())).select(["key", "error"])
+    """What the page of a run that is over shows, from the ledger; its sample is evenly spread."""
+    rows = merged.filter(pc.is_in(merged["key"], photos["key"].combine_chunks())).select(["key", "error", "confidence"])
     is_done = pc.is_null(rows["error"])
-    failed, done = rows.filter(pc.invert(is_done)).slice(0, SHOWN), rows.filter(is_done)["key"]
+    failed, done = rows.filter(pc.invert(is_done)).slice(0, SHOWN), rows.filter(is_done)
     shown = done.take(np.unique(np.linspace(0, len(done) - 1, SHOWN).astype(int))) if len(done) else done
+    doubtful = done.sort_by([("confidence", "ascending"), ("key", "ascending")]).slice(0, SHOWN)
     return Tally(
         failed=list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)),
-        sample=[(0, key) for key in shown.to_pylist()],
+        least_confident=list(zip(doubtful["confidence"].to_pylist(), doubtful["key"].to_pylist(), strict=True)),
+        sample=[(0, key) for key in shown["key"].to_pylist()],
     )
 
 
 def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list[gallery.Card]:
-    """The page's pictures: the first few that failed, the least certain, and a sample of the others."""
-    certainty = {key: value for value, key in tally.least_certain}
+    """The page's pictures: the first few that failed, the least confident, and a sample of the others."""
+    confidence = {key: value for value, key in tally.least_confident}
     groups: dict[str, gallery.Group] = dict.fromkeys((key for _, key in tally.sample), "sample")
-    groups |= dict.fromkeys(certainty, "least certain") | dict.fromkeys((key for key, _ in tally.failed), "failed")
+    groups |= dict.fromkeys(confidence, "least confident") | dict.fromkeys((key for key, _ in tally.failed), "failed")
     keys = pa.array(sorted(groups), pa.string())
     rows = merged.take(pc.index_in(keys, merged["key"].combine_chunks())).to_pylist()
     inputs = photos.take(pc.index_in(keys, photos["key"].combine_chunks()))
@@ -349,12 +351,12 @@ def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list
             made.append(gallery.Card(key, groups[key], {"reason": row["error"]}, image_HWC))
             continue
         facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
-        if key in certainty:
-            facts["certainty"] = certainty[key]
+        if key in confidence:
+            facts["confidence"] = confidence[key]
         alpha_HW = thumbnail(outputs.read_alpha(output, key, row["outputs"]))
         if image_HWC is not None and image_HWC.shape[:2] == alpha_HW.shape:  # else it has changed since
             made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, foreground(image_HWC, alpha_HW)))
-    return sorted(made, key=lambda card: (certainty.get(card.key, 2), card.key))
+    return sorted(made, key=lambda card: (confidence.get(card.key, 2), card.key))
 
 
 def thumbnail(array: Pixels) -> Pixels:

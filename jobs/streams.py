@@ -1,7 +1,7 @@
 """The Ray Data reads: rows of a collection to decoded uint8 rows at training size, in a reproducible order.
 
     cache        rows, decoded once into the object store  -> rows that are or will be there
-    epochs       rows, seed                                -> Dataset whose every execution is the next epoch
+    epochs       rows, their numbers, seed                 -> Dataset whose every execution is the next epoch
     in_order     rows                                      -> Dataset of every row once
     batches      a worker's shard of such a dataset        -> numpy batches for matting.training
 
@@ -95,9 +95,17 @@ def cache_fits(rows: int, size: int) -> tuple[bool, str]:
     return fits, f"{rows:,} pairs, {needed / 1e6:,.0f} MB decoded of {room / 1e6:,.0f} MB allowed: {verdict}"
 
 
-def epochs(rows: Rows, size: int, seed: int, first_epoch: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Dataset:
-    """A dataset whose first execution is epoch ``first_epoch``, its second the next, and so on."""
-    return dataset(PairSource(rows, size, rejected, order=partial(epoch_order, len(rows), seed, first_epoch)))
+def epochs(
+    rows: Rows,
+    numbers: np.ndarray,
+    size: int,
+    seed: int,
+    first_epoch: int,
+    rejected: "ray.actor.ActorHandle[Rejected]",
+) -> Dataset:
+    """A dataset of the rows of these numbers, whose first execution is epoch ``first_epoch``, its second the next, and
+    so on."""
+    return dataset(PairSource(rows, size, rejected, order=partial(epoch_order, numbers, seed, first_epoch)))
 
 
 def in_order(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Dataset:
@@ -121,14 +129,14 @@ def batches(shard: ray.data.DataIterator, batch_size: int) -> Iterator[dict[str,
     return iter(shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2))
 
 
-def epoch_order(count: int, seed: int, first_epoch: int, execution: int) -> list[np.ndarray]:
+def epoch_order(numbers: np.ndarray, seed: int, first_epoch: int, execution: int) -> list[np.ndarray]:
     """The shuffled order of an epoch, as mixes of row numbers.
 
     Pieces of neighbouring rows are shuffled, then the rows of every ``MIX`` rows' worth of pieces among each other: as
     good as a full shuffle for collections of a few thousand, and bounded in memory for any.
     """
     generator = np.random.default_rng([seed, first_epoch + execution])
-    pieces = np.split(np.arange(count), np.arange(PIECE, count, PIECE))
+    pieces = np.split(numbers, np.arange(PIECE, len(numbers), PIECE))
     shuffled = [pieces[piece] for piece in generator.permutation(len(pieces))]
     per_mix = MIX // PIECE
     mixes = [np.concatenate(shuffled[start : start + per_mix]) for start in range(0, len(shuffled), per_mix)]

@@ -14,7 +14,8 @@ The run folder is <output>/<name>/: what jobs/runs.py describes, report.html, an
 command goes on from the last checkpoint, or says that the run is finished.
 
 When a worker or a node dies, or with --workers 1,4 others join, all begin again from the last checkpoint. An epoch is
-every training pair once, whatever the number of workers; how many steps that takes follows from it.
+every training pair once, or as often as --repeats says, whatever the number of workers; how many steps that takes
+follows from it.
 """
 
 import math
@@ -22,7 +23,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, 
 from matting.devices import Precision
 from matting.losses import Reduction
 from matting.predictor import Network, Predictor
-from matting.training import NonFiniteLoss, Score, Trainer, TrainingConfig, mean_scores
+from matting.training import NonFiniteLoss, Plan, Schedule, Score, Trainer, TrainingConfig, mean_scores
 from matting.unet import Relu, UNet, UNetConfig
 
 WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
@@ -64,16 +65,26 @@ class TrainConfig(PairOptions):
         data: "synthetic", or the URI of raw or packed pairs; several with commas between.
         output: URI under which the run's folder is made.
         name: of the run's folder; by default from recipe and data.
-        recipe: preset of the other options, from jobs/configs; by default "quickstart" for synthetic data, else "seed".
+        recipe: preset of the other options, from jobs/configs; by default "quickstart" for synthetic data, else
+            "matting".
         size: pixels a side that pictures are squashed to.
-        width: channels of the network's first level.
+        width: channels of the network's first level; each level down has twice as many.
         depth: how often the network halves the picture.
+        max_width: channels that no level has more of.
         relu: after every convolution ("layer") or every second one ("block").
-        learning_rate: of Adam.
-        betas: of Adam.
+        learning_rate: of AdamW, which without weight decay is Adam.
+        betas: of AdamW.
+        weight_decay: of the convolutions' weights.
+        schedule: of the learning rate; "cosine" ends at nothing when epochs or minutes are over.
+        average: decay of the running mean of the weights, which is then what is validated and saved; 0 for none.
+        small_until: share of the run that trains at half the size, four times as fast.
         reduction: of the squared error over the four channels.
-        augment: flips and crops.
+        mse: weight of the squared error over the four channels.
+        l1: weight of alpha's absolute error.
+        laplacian: weight of alpha's absolute error over a Laplacian pyramid.
+        augment: vary geometry, light, backgrounds and quality.
         batch: pairs a worker takes for one step.
+        repeats: how often an epoch takes each training pair; or a number for each URI of data, with commas between.
         epochs: passes over the training pairs.
         minutes: of training and validation, after which to stop even if epochs are left.
         workers: data-parallel processes; on GPUs, one a GPU. With "1,4" from one to four, as there is room.
@@ -90,18 +101,27 @@ class TrainConfig(PairOptions):
     size: int = 128
     width: int = 32
     depth: int = 3
+    max_width: int = 1024
     relu: Relu = "layer"
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.99)
-    reduction: Reduction = "mean"
-    augment: bool = False
+    learning_rate: float = TrainingConfig.learning_rate
+    betas: tuple[float, float] = TrainingConfig.betas
+    weight_decay: float = TrainingConfig.weight_decay
+    schedule: Schedule = TrainingConfig.schedule
+    average: float = TrainingConfig.average
+    small_until: float = TrainingConfig.small_until
+    reduction: Reduction = TrainingConfig.reduction
+    mse: float = TrainingConfig.mse
+    l1: float = TrainingConfig.l1
+    laplacian: float = TrainingConfig.laplacian
+    augment: bool = TrainingConfig.augment
     batch: int = 8
+    repeats: int | str = 1
     epochs: int = 30
     minutes: float | None = None
     workers: int | str = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Precision = "auto"
-    seed: int = 0
+    precision: Precision = TrainingConfig.precision
+    seed: int = TrainingConfig.seed
     cache: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -112,6 +132,9 @@ class TrainConfig(PairOptions):
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)?", str(self.workers)) or self.fewest_workers > self.most_workers:
             raise ValueError(f"--workers takes a number, or the fewest and the most such as 1,4; is {self.workers!r}")
+
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", str(self.repeats)):
+            raise ValueError(f"--repeats takes a number of at least 1, or several such as 2,1; is {self.repeats!r}")
 
     @property
     def fewest_workers(self) -> int:
@@ -136,18 +159,16 @@ class TrainConfig(PairOptions):
 
     def training(self) -> TrainingConfig:
         """The part that :mod:`matting.training` needs."""
-        return TrainingConfig(
-            self.learning_rate, self.betas, self.reduction, self.augment, self.precision, seed=self.seed
-        )
+        return TrainingConfig(**{field.name: getattr(self, field.name) for field in fields(TrainingConfig)})
 
-    def finished(self, epochs: int, seconds: float) -> bool:
-        """Whether a run that came so far has nothing left to do."""
-        return epochs >= self.epochs or seconds >= 60 * (self.minutes or math.inf)
+    def plan(self, samples: int) -> Plan:
+        """How long the run is to be, with so many pairs in an epoch."""
+        return Plan(self.epochs, samples, 60 * (self.minutes or math.inf))
 
 
 def presets(options: Namespace) -> list[Path]:
     """The recipe's file."""
-    recipe = options.recipe or ("quickstart" if options.data == "synthetic" else "seed")
+    recipe = options.recipe or ("quickstart" if options.data == "synthetic" else "matting")
     return [config.CONFIGS / f"{recipe}.yaml"]
 
 
@@ -173,7 +194,9 @@ def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
 def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder, kind_of_trainer: type[Trainer]) -> None:
     """Train until the run is finished, then make the page."""
     progress = folder.progress()
-    if progress and options.finished(progress["epochs"], progress["seconds"]):
+    numbers = epoch_numbers(options, pairs)
+    plan = options.plan(len(numbers))
+    if progress and plan.finished(progress["epochs"], progress["seconds"]):
         print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
         if not storage.exists(storage.join(folder.uri, "report.html")):
             finish(options, pairs, folder)
@@ -186,13 +209,13 @@ def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder, kind_of_trainer
             "trainer": kind_of_trainer,
             "folder": folder,
             "rejected": rejected,
-            "rows": pairs.counts()["train"],
+            "plan": plan,
             "total": pairs.counts()["train"] + pairs.counts()["val"],
             "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
             "console": console,
             "ray_up": time.time(),
         }
-        failure = fit(settings, make_datasets(options, pairs, folder, rejected, console), use_gpu)
+        failure = fit(settings, make_datasets(options, pairs, numbers, folder, rejected, console), use_gpu)
     if failure:
         raise cluster.JobError(failure)
     finish(options, pairs, folder)
@@ -206,8 +229,24 @@ def start_cluster(options: TrainConfig) -> bool:
     return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
 
 
+def epoch_numbers(options: TrainConfig, pairs: Pairs) -> np.ndarray:
+    """The training rows that an epoch takes, by number; some several times, if so asked."""
+    counts = [int(count) for count in str(options.repeats).split(",")]
+    if len(counts) not in (1, len(pairs.prefixes)):
+        raise ConfigError(
+            f"--repeats has {len(counts)} numbers and --data {len(pairs.prefixes)} URIs: give one, or one for each."
+        )
+    each = np.array(counts * len(pairs.prefixes))[pairs.sources("train")]
+    return np.concatenate([np.flatnonzero(each > taken) for taken in range(max(counts))])
+
+
 def make_datasets(
-    options: TrainConfig, pairs: Pairs, folder: RunFolder, rejected: Any, console: cluster.SharedConsole
+    options: TrainConfig,
+    pairs: Pairs,
+    numbers: np.ndarray,
+    folder: RunFolder,
+    rejected: Any,
+    console: cluster.SharedConsole,
 ) -> dict[str, Any]:
     """What the workers read, decoded and kept if it fits."""
     rows: dict[str, Rows] = {split: pairs.splits[split] for split in ("train", "val")}
@@ -216,20 +255,22 @@ def make_datasets(
         console.say(sentence)
         if fits:
             epoch = folder.progress().get("epochs", 0)
-            first = np.concatenate(streams.epoch_order(len(rows["train"]), options.seed, epoch, 0))
+            first = np.concatenate(streams.epoch_order(numbers, options.seed, epoch, 0))
             rows = {
                 "train": streams.cache(rows["train"], options.size, rejected, first),
                 "val": streams.cache(rows["val"], options.size, rejected),
             }
     return {
-        "train": partial(train_dataset, options, rows["train"], folder, rejected),
+        "train": partial(train_dataset, options, rows["train"], numbers, folder, rejected),
         "val": streams.in_order(rows["val"], options.size, rejected),
     }
 
 
-def train_dataset(options: TrainConfig, rows: Rows, folder: RunFolder, rejected: Any) -> ray.data.Dataset:
+def train_dataset(
+    options: TrainConfig, rows: Rows, numbers: np.ndarray, folder: RunFolder, rejected: Any
+) -> ray.data.Dataset:
     """The epochs from the one after the last checkpoint; asked for whenever a group of workers starts."""
-    return streams.epochs(rows, options.size, options.seed, folder.progress().get("epochs", 0), rejected)
+    return streams.epochs(rows, numbers, options.size, options.seed, folder.progress().get("epochs", 0), rejected)
 
 
 class Shards(ray.train.DataConfig):
@@ -300,24 +341,22 @@ def train_worker(settings: dict[str, Any]) -> str:
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     torch.manual_seed(options.seed)
-    model = UNet(UNetConfig(options.width, options.depth, options.relu))
+    model = UNet(UNetConfig(options.width, options.depth, options.relu, options.max_width))
     trainer: Trainer = settings["trainer"](model, options.training(), get_device())
     if last := ray.train.get_checkpoint():
         place = storage.join(settings["folder"].uri, Path(last.path).name)
         trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
+    plan: Plan = settings["plan"]
     train_shard, val_shard = ray.train.get_dataset_shard("train"), None
     recorder = None
     if context.get_world_rank() == 0:
         description = {"recipe": {"name": options.recipe, **asdict(options.training())}, "data": settings["data"]}
         config = checkpoint.describe(model, options.size, **description)
-        recorder = Recorder(
-            settings["folder"], trainer, config, settings["rows"], settings["console"], settings["ray_up"]
-        )
-    while not options.finished(trainer.epochs, trainer.seconds):
+        recorder = Recorder(settings["folder"], trainer, config, plan.samples, settings["console"], settings["ray_up"])
+    while not plan.finished(trainer.epochs, trainer.seconds):
         batches = streams.batches(train_shard, options.batch)
-        seconds_left = 60 * options.minutes - trainer.seconds if options.minutes else math.inf
         try:
-            epoch = trainer.train_epoch(batches, seconds_left, recorder.on_step if recorder else None)
+            epoch = trainer.train_epoch(batches, plan, recorder.on_step if recorder else None)
         except NonFiniteLoss as error:
             return str(error)
         val_shard = val_shard or ray.train.get_dataset_shard("val")  # by a process that the first batch need not await

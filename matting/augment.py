@@ -1,37 +1,147 @@
 """Variety for training, a whole batch at a time, on whatever device the batch is on.
 
-image_BCHW and alpha_B1HW, float in [0, 1]  ->  the same, changed alike
+    image_BCHW and alpha_B1HW, float in [0, 1]
+      -> moved     mirrored, zoomed, turned, stretched; at the size that training wants just now
+      -> relit     brightness, contrast, colour
+      -> placed    some of the people before the backgrounds of others
+      -> worn      some pictures blurred, noisy
+      -> image_BCHW and alpha_B1HW again, float in [0, 1]
 
 Randomness comes from the caller's generator only (a CPU generator, so that a run draws the same numbers on every
 device). No files, no models.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-MIN_CROP = 0.7  # of the side: a head and shoulders portrait keeps its person in view
+ZOOM = (0.6, 1.4)  # side of the window over the picture's: from a closer look to a person farther away
+STRETCH = 0.15  # of one side against the other, as the logarithm of their ratio
+TURN = math.radians(12)
+LIGHT = 0.3  # standard deviation of the logarithm of brightness, of contrast and of saturation
+TINT = 0.1  # of the logarithm of each colour's share
+PLACED = 0.25  # of the pictures
+WORN = 0.25  # are blurred; and as many are noisy
+NOISE = 0.06  # standard deviation at the most
 
 
-def flips_and_crops(image_BCHW: Tensor, alpha_B1HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror half of the pictures and zoom each into a random square window of at least ``MIN_CROP`` of its side.
+def vary(image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """All of it, in turn.
 
     Args:
         image_BCHW: float in [0, 1].
         alpha_B1HW: float in [0, 1].
+        size: pixels a side of what is wanted.
         generator: a CPU generator; the only source of randomness.
 
     Returns:
-        Both, with the same shapes and ranges. The two are sampled on one grid, bilinearly, so they stay aligned.
+        image_BCHW and alpha_B1HW of that size, float in [0, 1].
     """
-    size = image_BCHW.shape[0]
-    scale = 1 - (1 - MIN_CROP) * torch.rand(size, generator=generator)
-    shift = (torch.rand(size, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
-    mirror = torch.where(torch.rand(size, generator=generator) < 0.5, -1.0, 1.0)
+    image, alpha, inside = move(image_BCHW, alpha_B1HW, size, generator)
+    image = relight(image, generator)
+    image, alpha = place(image, alpha, inside, generator)
+    return wear(image, generator), alpha
+
+
+def move(
+    image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look at each picture through a random window, mirrored half of the time.
+
+    A window smaller than the picture lies inside of it. A larger one ends where the picture does at the bottom, as
+    people do who are cut off there, and shows reflections elsewhere.
+
+    Returns:
+        Image and alpha, sampled on one grid, bilinearly, so that they stay aligned; and ``inside_B1HW``, 1 where
+        there is a picture and 0 where there are reflections.
+    """
+    count = image_BCHW.shape[0]
+    scale = torch.exp(uniform(count, math.log(ZOOM[0]), math.log(ZOOM[1]), generator))
+    stretch = torch.exp(uniform(count, -STRETCH / 2, STRETCH / 2, generator))
+    across, down = scale * stretch, scale / stretch
+    turn = uniform(count, -TURN, TURN, generator)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    shift_x = uniform(count, -1, 1, generator) * (1 - across).abs()
+    shift_y = torch.where(down < 1, uniform(count, -1, 1, generator) * (1 - down), 1 - down)
     # Rows of the affine map from output to input coordinates, both in [-1, 1].
-    zero = torch.zeros(size)
-    theta = torch.stack([scale * mirror, zero, shift[:, 0], zero, scale, shift[:, 1]], dim=1).view(size, 2, 3)
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    theta = torch.stack([across * cos * mirror, -down * sin, shift_x, across * sin * mirror, down * cos, shift_y], 1)
     both = torch.cat([image_BCHW, alpha_B1HW], dim=1)
-    grid = functional.affine_grid(theta.to(both), list(both.shape), align_corners=False)
+    shape = [count, both.shape[1], size, size]
+    grid = functional.affine_grid(theta.view(count, 2, 3).to(both), shape, align_corners=False)
     both = functional.grid_sample(both, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return both[:, :3], both[:, 3:]
+    inside = (grid.abs().amax(dim=3) <= 1)[:, None].to(both)
+    return both[:, :3], both[:, 3:], inside
+
+
+def relight(image_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Other light: contrast, saturation, brightness and tint of each picture change."""
+    count = image_BCHW.shape[0]
+
+    def factors(deviation: float, columns: int) -> Tensor:
+        drawn = torch.randn(count, columns, 1, 1, generator=generator) * deviation
+        return torch.exp(drawn).to(image_BCHW)
+
+    contrast, saturation, gain = factors(LIGHT, 1), factors(LIGHT, 1), factors(LIGHT, 1) * factors(TINT, 3)
+    grey = image_BCHW.mean(dim=1, keepdim=True)
+    middle = grey.mean(dim=(2, 3), keepdim=True)
+    # grey + saturation (image - grey) is the colour; from its distance to the middle, contrast.
+    image = torch.lerp(grey, image_BCHW, saturation)
+    return (torch.lerp(middle, image, contrast) * gain).clamp(0, 1)
+
+
+def place(
+    image_BCHW: Tensor, alpha_B1HW: Tensor, inside_B1HW: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Put some of the people before the background of the next picture of the batch.
+
+    Where that has a person, its background is carried on from around.
+    """
+    chosen = torch.rand(image_BCHW.shape[0], generator=generator) < PLACED
+    if not chosen.any():
+        return image_BCHW, alpha_B1HW
+    behind = torch.nonzero(chosen).squeeze(1)
+    others = (behind + 1) % len(chosen)
+    background = carry_on(image_BCHW[others], 1 - alpha_B1HW[others])
+    alpha = alpha_B1HW[behind] * inside_B1HW[behind]
+    image_BCHW, alpha_B1HW = image_BCHW.clone(), alpha_B1HW.clone()
+    image_BCHW[behind] = torch.lerp(background, image_BCHW[behind], alpha)
+    alpha_B1HW[behind] = alpha
+    return image_BCHW, alpha_B1HW
+
+
+def carry_on(image_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:
+    """The picture where the weight is 1; where it is 0, means of what is known around, from nearer to farther."""
+    known, weight = image_BCHW * weight_B1HW, weight_B1HW
+    pyramid = []
+    while min(weight.shape[-2:]) > 1:
+        pyramid.append((known, weight))
+        known, weight = functional.avg_pool2d(known, 2), functional.avg_pool2d(weight, 2)
+    filled = known / weight.clamp_min(1e-3)
+    for known, weight in reversed(pyramid):
+        around = functional.interpolate(filled, size=weight.shape[-2:], mode="bilinear")
+        filled = known + around * (1 - weight)
+    return filled.clamp(0, 1)
+
+
+def wear(image_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """What cameras and small files do: some pictures lose their detail, some get noise."""
+    count = image_BCHW.shape[0]
+    image_BCHW = image_BCHW.clone()
+    blurred = torch.nonzero(torch.rand(count, generator=generator) < WORN).squeeze(1)
+    if len(blurred):
+        small = functional.avg_pool2d(image_BCHW[blurred], 2)
+        image_BCHW[blurred] = functional.interpolate(small, size=image_BCHW.shape[-2:], mode="bilinear")
+    noisy = torch.nonzero(torch.rand(count, generator=generator) < WORN).squeeze(1)
+    if len(noisy):
+        noise = torch.randn(len(noisy), *image_BCHW.shape[1:], generator=generator)
+        noise *= uniform(len(noisy), 0, NOISE, generator)[:, None, None, None]
+        image_BCHW[noisy] = (image_BCHW[noisy] + noise.to(image_BCHW)).clamp(0, 1)
+    return image_BCHW
+
+
+def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """So many numbers between the two."""
+    return low + (high - low) * torch.rand(count, generator=generator)

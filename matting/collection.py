@@ -130,6 +130,14 @@ class Pairs:
     keys: Mapping[str, list[str]]  # of each split, sorted, as its rows are
     unpaired: tuple[tuple[str, str], ...]  # (key, reason)
     fingerprint: str
+    prefixes: tuple[str, ...] = ("",)  # of the keys of each collection
+
+    def sources(self, split: str) -> np.ndarray:
+        """Which collection each row of a split is of, by number."""
+        numbers = range(len(self.prefixes))  # no prefix begins another, since each ends with its only slash
+        return np.array(
+            [next(number for number in numbers if key.startswith(self.prefixes[number])) for key in self.keys[split]]
+        )
 
     def counts(self) -> dict[str, int]:
         """Rows of each split."""
@@ -199,6 +207,7 @@ def open_pairs(data: str, options: PairOptions) -> Pairs:
             for key, reason in unpaired
         ),
         fingerprint=digest(fingerprint for _, _, fingerprint in opened),
+        prefixes=tuple(prefixes),
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from matting.images import Pixels
 from matting.report import embedded, render
 
-Group = Literal["failed", "least certain", "sample"]
+Group = Literal["failed", "least confident", "sample"]
 
 THUMBNAIL = 320  # longest side of a picture inside the page; sixty photos of 178 × 218 stay below 2 MB
 SHOWN_REASONS = 100

@@ -38,9 +38,10 @@ SCHEMA = pa.schema(
         ("settings", pa.string()),  # which options made the outputs
         ("status", pa.string()),  # "done" or "failed"
         ("error", pa.string()),  # why it failed; null when done
-        ("width", pa.int32()),  # these three are null when failed
+        ("width", pa.int32()),  # these four are null when failed
         ("height", pa.int32()),
         ("coverage", pa.float32()),  # mean alpha, in [0, 1]
+        ("confidence", pa.float32()),  # `metrics.confidence` of the alpha, in [0, 1]
         ("outputs", pa.list_(pa.string())),  # paths relative to the output folder
         ("run", pa.string()),
         ("finished_at", pa.timestamp("us")),  # UTC; with a time zone, DuckDB's Python would ask for a package more

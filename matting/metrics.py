@@ -2,12 +2,13 @@
 
 (pred_alpha_HW, true_alpha_HW) uint8 -> {"mad": …, "mse": …, "sad": …, "grad": …, "conn": …, "iou": …} per image, in the
 units of METRICS -> MetricSums -> the mean over images. Both alphas have the size of `true_alpha`, and the whole image
-counts: there is no trimap. batch_metrics is the cheap half of it on tensors, for validation while training.
+counts: there is no trimap. batch_metrics is the cheap half of it on tensors, for validation while training; confidence
+is what can be said of an alpha without the true one.
 
 Knows no models, no workers and no files: whoever predicts also resizes, and whoever distributes merges the sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -41,7 +42,29 @@ CONN_THRESHOLDS = np.arange(0, 1.1, 0.1)  # float64, of which one is 0.600000000
 CONN_DEAD_ZONE = 0.15
 IOU_THRESHOLD = 0.5
 
+_DECIDED = np.abs(2 * np.arange(256) / 255 - 1)  # of each value of a pixel: 1 where it is clear or solid
+
 Alpha = npt.NDArray[np.float32]
+
+
+def confidence(alpha_HW: npt.NDArray[np.uint8]) -> float:
+    """How decided a predicted alpha is: the mean of |2 alpha - 1|, 1 where every pixel is clear or solid.
+
+    It needs no true alpha, and ranks photos: those with the lowest are the likeliest to have a bad matte.
+    """
+    return float(np.bincount(alpha_HW.ravel(), minlength=256) @ _DECIDED / alpha_HW.size)
+
+
+def risk_coverage_area(errors: Sequence[float], confidences: Sequence[float]) -> float:
+    """Area under the risk-coverage curve (Geifman and El-Yaniv, Selective Classification, NIPS 2017).
+
+    The mean, over all shares of the photos, of the mean error of the share with the highest confidences; in the unit of
+    the errors. A confidence that says nothing gives their mean, the best one what sorting by the errors themselves
+    gives.
+    """
+    order = np.argsort(-np.asarray(confidences), kind="stable")
+    covered = np.cumsum(np.asarray(errors)[order]) / np.arange(1, len(order) + 1)
+    return float(covered.mean())
 
 
 def image_metrics(pred_alpha_HW: npt.NDArray[np.uint8], true_alpha_HW: npt.NDArray[np.uint8]) -> dict[str, float]:

@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from matting import images, ledger, storage
 from matting.images import BadImage, Pixels
 from matting.ledger import BadKey
+from matting.metrics import confidence
 from matting.photos import read_photos
 from matting.predictor import Predictor, Refine
 from matting.refine import foreground
@@ -126,8 +126,7 @@ class Outputs:
             number: of the block, unique in its run. The same block again replaces what it left.
 
         Returns:
-            A ledger row for each photo, in no order, with three things more: `certainty`, the mean of |2 alpha - 1|,
-            1 where every pixel is clear or solid, None for a failed photo; `read` and `written`, in bytes. And the
+            A ledger row for each photo, in no order, with two things more: `read` and `written`, in bytes. And the
             seconds of each `Stage`.
 
         Raises:
@@ -238,7 +237,8 @@ class Outputs:
     def _encoded(self, photo: _Decoded, alpha_HW: Pixels) -> _Matted:
         size = {"width": photo.width, "height": photo.height}
         contents: dict[str, bytes] = {kind: self._encode(kind, photo, alpha_HW) for kind in self._settings.write}
-        return _Matted(photo.row | size | _coverage_and_certainty(alpha_HW), contents)
+        said = {"coverage": float(alpha_HW.mean() / 255), "confidence": confidence(alpha_HW)}
+        return _Matted(photo.row | size | said, contents)
 
     def _encode(self, kind: Kind, photo: _Decoded, alpha_HW: Pixels) -> bytes:
         if kind == "alpha":
@@ -299,11 +299,5 @@ def _write_table(uri: str, table: pa.Table) -> None:
 
 
 def _failed(row: Row, reason: str) -> Row:
-    nothing = dict.fromkeys(("width", "height", "coverage", "certainty"))
+    nothing = dict.fromkeys(("width", "height", "coverage", "confidence"))
     return {**row, **nothing, "status": "failed", "error": reason, "outputs": [], "written": 0}
-
-
-def _coverage_and_certainty(alpha_HW: Pixels) -> dict[str, float]:
-    counts = np.array(Image.fromarray(alpha_HW).histogram()) / alpha_HW.size
-    alpha = np.arange(256) / 255
-    return {"coverage": float(counts @ alpha), "certainty": float(counts @ np.abs(2 * alpha - 1))}

@@ -3,6 +3,7 @@
 A batch is a dict of numpy arrays: ``key`` (B strings), ``image`` uint8 (B, H, W, 3), ``alpha`` uint8 (B, H, W).
 
     batch -> device, [0, 1], channels last -> augment -> network -> loss -> all workers agree that it is finite -> step
+    -> running mean of the weights, if that is what is wanted
 
 Data-parallel by torch.distributed where a process group exists: gradients are averaged, BatchNorm is synchronised, sums
 travel and are divided once. Knows no Ray, no URIs, no files.
@@ -12,42 +13,89 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from matting.augment import flips_and_crops
+from matting.augment import vary
 from matting.devices import Precision, autocast_dtype, synchronise_batchnorm, to_device
-from matting.losses import Reduction, mse, rgba_target
+from matting.losses import Reduction, l1, laplacian, mse, rgba_target
 from matting.metrics import MetricSums, batch_metrics
 from matting.unet import UNet, alpha_of
 
 Batch = Mapping[str, np.ndarray]
+Schedule = Literal["constant", "cosine"]
+
+RISE = 0.02  # of the run, in which a cosine schedule rises
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the network learns.
+    """How the network learns; by default as the seed's recipe says.
 
     Args:
-        learning_rate: of Adam.
-        betas: of Adam.
+        learning_rate: of AdamW (Loshchilov and Hutter 2019), which without weight decay is Adam.
+        betas: of AdamW.
+        weight_decay: of the convolutions' weights.
+        schedule: of the learning rate: "constant"; or "cosine", from the whole of it down to nothing at the end of the
+            run (Loshchilov and Hutter 2017), after a short linear rise.
+        average: decay of the running mean of the weights that is validated and saved (Polyak averaging); 0 for none.
+        small_until: share of the run that trains at half the size, which is four times as fast.
         reduction: of the squared error.
-        augment: flips and crops, or the pictures as they are.
+        mse: weight of the squared error over the four channels.
+        l1: weight of alpha's absolute error.
+        laplacian: weight of alpha's absolute error over a Laplacian pyramid.
+        augment: :func:`matting.augment.vary`, or the pictures as they are.
         precision: number format of the convolutions; "auto" is bfloat16 where the hardware has it.
         seed: of the weights and of the augmentation.
     """
 
-    learning_rate: float
-    betas: tuple[float, float]
-    reduction: Reduction
-    augment: bool
-    precision: Precision
-    seed: int
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.99)
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    average: float = 0.0
+    small_until: float = 0.0
+    reduction: Reduction = "mean"
+    mse: float = 1.0
+    l1: float = 0.0
+    laplacian: float = 0.0
+    augment: bool = False
+    precision: Precision = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is to be: so many epochs, or seconds, whichever comes first.
+
+    Args:
+        epochs: passes over the training pairs.
+        samples: training pairs in one.
+        seconds: of training and validation.
+    """
+
+    epochs: float = math.inf
+    samples: float = math.inf
+    seconds: float = math.inf
+
+    def progress(self, epochs: float, seconds: float) -> float:
+        """How much of it is done, in [0, 1], after so many epochs and seconds."""
+        return min(1.0, max(epochs / self.epochs, seconds / self.seconds if seconds else 0.0))
+
+    def finished(self, epochs: int, seconds: float) -> bool:
+        """Whether a run that came so far has nothing left to do."""
+        return epochs >= self.epochs or seconds >= self.seconds
+
+
+ENDLESS = Plan()
 
 
 class NonFiniteLoss(RuntimeError):
@@ -79,7 +127,7 @@ class _Sums(NamedTuple):
     squares: float  # squared errors
     values: float  # that they are summed over
     samples: float
-    last: float  # not 0 if time is up
+    elapsed: float  # seconds of the epoch, by the first worker's clock
 
 
 class Score(NamedTuple):
@@ -95,13 +143,15 @@ class Trainer:
     """A network, its optimizer, and how far they have come.
 
     Args:
-        model: the network; it is moved to the device and stays reachable, unwrapped, as ``trainer.model``.
+        model: the network; it is moved to the device.
         config: how it learns.
         device: of this worker.
+
+    ``trainer.model`` is what is validated and to be saved: the network, or the running mean of its weights.
     """
 
     def __init__(self, model: UNet, config: TrainingConfig, device: torch.device) -> None:
-        self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = config
         self.device = device
         self.epochs = 0
@@ -109,12 +159,24 @@ class Trainer:
         self.seconds = 0.0  # of training and validation
         self.best_mad = math.inf
         self._dtype = autocast_dtype(device, config.precision)
-        self._network: torch.nn.Module = self.model
+        self._learning = model
+        self._network: torch.nn.Module = model
         if world_size() > 1:
-            synchronise_batchnorm(self.model, device)
+            synchronise_batchnorm(model, device)
             device_ids = [device] if device.type == "cuda" else None
-            self._network = DistributedDataParallel(self.model, device_ids=device_ids)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=config.betas)
+            self._network = DistributedDataParallel(model, device_ids=device_ids)
+        self._mean: AveragedModel | None = None
+        self.model: UNet = model
+        if config.average:
+            self._mean = AveragedModel(model, multi_avg_fn=partial(average, config.average), use_buffers=True)
+            self.model = cast(UNet, self._mean.module)
+        kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+        )
 
     def state(self) -> dict[str, Any]:
         """What :meth:`resume` needs beside the weights. Random numbers need none: they follow from seed and epoch."""
@@ -124,11 +186,15 @@ class Trainer:
             "steps": self.steps,
             "seconds": self.seconds,
             "best_mad": self.best_mad,
+            "learning": self._learning.state_dict() if self._mean else {},
         }
 
     def resume(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's weights and training state."""
-        self.model.load_state_dict(weights)
+        self._learning.load_state_dict(state["learning"] or weights)
+        if self._mean:
+            self.model.load_state_dict(weights)
+            self._mean.n_averaged.fill_(state["steps"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.epochs, self.steps = state["epochs"], state["steps"]
         self.seconds, self.best_mad = state["seconds"], state["best_mad"]
@@ -136,14 +202,14 @@ class Trainer:
     def train_epoch(
         self,
         batches: Iterable[Batch],
-        seconds_left: float = math.inf,
+        plan: Plan = ENDLESS,
         on_step: Callable[[Step], None] | None = None,
     ) -> Epoch:
         """One pass over the training pairs.
 
         Args:
             batches: this worker's share; every worker must have equally many.
-            seconds_left: after which to stop; all workers stop after the same step.
+            plan: the run's, which the epoch is a part of. When its time is up, all workers stop after the same step.
             on_step: called after each step.
 
         Raises:
@@ -153,42 +219,55 @@ class Trainer:
         self.model.train()
         began = done = time.monotonic()
         squares = values = waiting = 0.0
-        samples, steps = 0.0, 0
+        samples, steps, elapsed = 0.0, 0, 0.0
         for batch in batches:
             arrived = time.monotonic()
-            sums = self._step(batch, generator, late=arrived - began > seconds_left)
+            progress = plan.progress(self.epochs + samples / plan.samples, self.seconds + elapsed)
+            sums = self._step(batch, generator, progress, arrived - began)
             waited, seconds = arrived - done, time.monotonic() - arrived
             squares, values, waiting = squares + sums.squares, values + sums.values, waiting + waited
-            samples, steps = samples + sums.samples, steps + 1
+            samples, steps, elapsed = samples + sums.samples, steps + 1, sums.elapsed
             if on_step:
                 on_step(Step(sums.samples, sums.squares / sums.values, waited, seconds))
-            if sums.last:
+            if self.seconds + elapsed > plan.seconds:
                 break
             done = time.monotonic()
         self.epochs += 1
         self.steps += steps
         return Epoch(squares / values if values else math.nan, steps, samples, self._pass_time(began), waiting)
 
-    def _step(self, batch: Batch, generator: torch.Generator, late: bool) -> _Sums:
+    def _step(self, batch: Batch, generator: torch.Generator, progress: float, elapsed: float) -> _Sums:
         image, alpha = self._to_device(batch)
+        size = image.shape[-1] // 2 if progress < self.config.small_until else image.shape[-1]
         if self.config.augment:
-            image, alpha = flips_and_crops(image, alpha, generator)
+            image, alpha = vary(image, alpha, size, generator)
+        elif size < image.shape[-1]:
+            image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)
         target = rgba_target(image, alpha)
         with self._autocast():
             pred = self._network(image)
-        loss = mse(pred, target, self.config.reduction)
-        squares = loss.item() * (target.numel() if self.config.reduction == "mean" else 1)
-        # One exchange a step: a loss that is not finite anywhere is so everywhere, and all workers stop together. When
-        # it is late is for the first worker's clock to say.
-        facts = [squares, float(target.numel()), float(len(image)), float(late and rank() == 0)]
+        squared = mse(pred, target, self.config.reduction)
+        squares = squared.item() * (target.numel() if self.config.reduction == "mean" else 1)
+        # One exchange a step: a loss that is not finite anywhere is so everywhere, and all workers stop together. What
+        # time it is, is for the first worker's clock to say.
+        facts = [squares, float(target.numel()), float(len(image)), elapsed if rank() == 0 else 0.0]
         total = _Sums(*sum_over_workers(facts, self.device))
         if not math.isfinite(total.squares):
             raise NonFiniteLoss(self._non_finite(batch["key"], squares))
+        loss = self.config.mse * squared
+        if self.config.l1:
+            loss = loss + self.config.l1 * l1(alpha_of(pred), alpha)
+        if self.config.laplacian:
+            loss = loss + self.config.laplacian * laplacian(alpha_of(pred), alpha)
         # DistributedDataParallel averages gradients; the gradient of a sum is the sum over workers.
         scale = world_size() if self.config.reduction == "sum" else 1
         self._optimizer.zero_grad()
         (loss * scale).backward()  # type: ignore[no-untyped-call]
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(self.config.schedule, progress)
         self._optimizer.step()
+        if self._mean:
+            self._mean.update_parameters(self._learning)
         return total
 
     def validate(self, batches: Iterable[Batch]) -> list[Score]:
@@ -239,6 +318,23 @@ class Trainer:
             f"The loss is not finite at step {self.steps + 1} of epoch {self.epochs + 1}; the step was not taken. "
             f"The batch: {', '.join(named)}. Look at these pairs; if they are sound, lower the learning rate."
         )
+
+
+def rate(schedule: Schedule, progress: float) -> float:
+    """Share of the learning rate to take when so much of the run is done, in [0, 1]."""
+    if schedule == "constant":
+        return 1.0
+    if progress < RISE:
+        return 0.01 + 0.99 * progress / RISE
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - RISE) / (1 - RISE))
+
+
+def average(decay: float, means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    """Move the means towards the values: by 1 - decay, and more while few values have been counted."""
+    if means[0].is_floating_point():
+        torch._foreach_lerp_(means, values, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+    else:
+        torch._foreach_copy_(means, values)
 
 
 def mean_scores(scores: Iterable[Score]) -> dict[str, float]:

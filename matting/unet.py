@@ -21,8 +21,9 @@ class UNetConfig:
     """Shape of the network.
 
     Args:
-        width: channels of the first level; each level down doubles them.
+        width: channels of the first level; each level down doubles them, up to max_width.
         depth: how often the picture is halved.
+        max_width: channels that no level has more of.
         relu: "layer" puts a ReLU after every convolution of a block, "block" only after the second, as in the seed's
             published code.
     """
@@ -30,10 +31,13 @@ class UNetConfig:
     width: int = 32
     depth: int = 3
     relu: Relu = "layer"
+    max_width: int = 1024
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
             raise ValueError(f"UNet needs width >= 1 and depth >= 1, got width {self.width} and depth {self.depth}")
+        if self.max_width < self.width:
+            raise ValueError(f"UNet needs max_width >= width, got {self.max_width} and {self.width}")
         if self.relu not in ("layer", "block"):
             raise ValueError(f"relu is 'layer' or 'block', got {self.relu!r}")
 
@@ -87,12 +91,15 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.width * 2**level for level in range(config.depth + 1)]
+        widths = [min(config.width * 2**level, config.max_width) for level in range(config.depth + 1)]
         self.down = nn.ModuleList(
             DoubleConv(channels_in, channels_out, config.relu)
             for channels_in, channels_out in zip([3, *widths], widths, strict=False)
         )
-        self.up = nn.ModuleList(Up(channels_in, channels_in // 2, config.relu) for channels_in in reversed(widths[1:]))
+        self.up = nn.ModuleList(
+            Up(channels_in, channels_out, config.relu)
+            for channels_in, channels_out in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
         self.head = nn.Sequential(
             nn.Conv2d(config.width, 4, 3, padding=1, bias=False),
             nn.BatchNorm2d(4),

@@ -39,6 +39,7 @@ def write_collection(root: Path, count: int) -> None:
         "width": 178,
         "height": 218,
         "coverage": 0.5,
+        "confidence": 0.75,
         "outputs": None,
         "run": "20261122T000000Z-00000000",
         "finished_at": datetime(2026, 11, 22),

@@ -4,81 +4,192 @@ import pytest
 import torch
 from torch import Tensor
 
-from matting.augment import flips_and_crops
+from matting import augment
 
-SHAPES = [(1, 3, 8, 8), (5, 3, 16, 16), (4, 3, 12, 20)]
+SHAPES = [((1, 3, 8, 8), 8), ((5, 3, 16, 16), 16), ((4, 3, 32, 32), 16)]
 
 
-def augmented(image: Tensor, alpha: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    return flips_and_crops(image, alpha, torch.Generator().manual_seed(seed))
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def noise(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """An image whose red channel is the alpha."""
-    image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(shape, generator=generator(1))
     return image, image[:, :1].clone()
 
 
 def ramp(side: int, count: int) -> Tensor:
-    """Red grows from left to right, green from top to bottom, by 1 a pixel; blue is 0."""
-    steps = torch.arange(side, dtype=torch.float32)
+    """Red grows from left to right, green from top to bottom, from 0 to 1; blue is 0."""
+    steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     picture = torch.stack([steps.expand(side, side), steps[:, None].expand(side, side), torch.zeros(side, side)])
     return picture.expand(count, -1, -1, -1)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_alpha_stays_on_its_image(shape: tuple[int, ...]) -> None:
-    image, alpha = augmented(*noise(shape))
-    assert torch.equal(image[:, :1], alpha)
+def opaque(image: Tensor) -> Tensor:
+    return torch.ones_like(image[:, :1])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_and_ranges_stay(shape: tuple[int, ...]) -> None:
-    before = noise(shape)
-    after = augmented(*before)
-    for old, new in zip(before, after, strict=True):
-        assert (new.shape, new.dtype) == (old.shape, old.dtype)
-        assert new.min() >= 0
-        assert new.max() <= 1
-    assert not torch.equal(before[0], after[0])
+# All of it ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+def test_the_shape_is_as_wanted_and_the_range_stays(shape: tuple[int, ...], size: int) -> None:
+    image, alpha = augment.vary(*noise(shape), size, generator())
+    assert (image.shape, image.dtype) == ((shape[0], 3, size, size), torch.float32)
+    assert (alpha.shape, alpha.dtype) == ((shape[0], 1, size, size), torch.float32)
+    for changed in (image, alpha):
+        assert changed.min() >= 0
+        assert changed.max() <= 1
 
 
 def test_the_generator_decides_everything() -> None:
-    pictures = noise((4, 3, 16, 16))
+    pictures = noise((8, 3, 16, 16))
+    before = [each.clone() for each in pictures]
     global_state = torch.get_rng_state()
-    first, again, other = (augmented(*pictures, seed=seed)[0] for seed in (0, 0, 1))
+    first, again, other = (augment.vary(*pictures, 16, generator(seed))[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), global_state)
+    assert all(torch.equal(old, new) for old, new in zip(before, pictures, strict=True))
 
 
-def test_a_plain_picture_stays_as_it_is() -> None:
-    image = torch.tensor([0.1, 0.5, 1.0]).view(1, 3, 1, 1).expand(8, 3, 16, 16)
-    alpha = torch.full((8, 1, 16, 16), 0.7)
-    new_image, new_alpha = augmented(image, alpha)
-    torch.testing.assert_close(new_image, image)
-    torch.testing.assert_close(new_alpha, alpha)
+# Geometry -------------------------------------------------------------------------------------------------------------
 
 
-def test_half_are_mirrored_and_each_is_zoomed_alike_in_both_directions() -> None:
-    count = 200
-    image, _ = augmented(ramp(64, count), torch.zeros(count, 1, 64, 64))
-    across = image[:, 0].diff(dim=2).flatten(1).median(dim=1).values
-    down = image[:, 1].diff(dim=1).flatten(1).median(dim=1).values
-    torch.testing.assert_close(across.abs(), down, atol=1e-3, rtol=0)
-    assert 0.4 * count < (across < 0).sum() < 0.6 * count
-    assert 0.7 - 1e-3 <= down.min() < 0.72  # all of the range, none beyond
-    assert 0.98 < down.max() <= 1 + 1e-3
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+def test_the_alpha_stays_on_its_image(shape: tuple[int, ...], size: int) -> None:
+    image, alpha, _ = augment.move(*noise(shape), size, generator())
+    assert torch.equal(image[:, :1], alpha)
 
 
-def test_the_window_lies_inside_of_the_picture() -> None:
-    image, _ = augmented(ramp(64, 200), torch.zeros(200, 1, 64, 64))
-    mirrored = image[:, 0, 0, 0] > image[:, 0, 0, -1]
-    across = torch.where(mirrored[:, None, None], image[:, 0].flip(2), image[:, 0])
-    down = image[:, 1].transpose(1, 2)
-    for rising in (across, down):
-        # A window that left the picture would show its reflection, where the ramp turns round.
-        assert (rising.diff(dim=2) > -1e-4).all()
-        # Yet it is not always the same corner.
-        assert rising[..., 0].min() < 3 < 15 < rising[..., 0].max()
-        assert rising[..., -1].min() < 48 < 60 < rising[..., -1].max()
+def test_half_the_size_is_the_mean_of_four_pixels_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STRETCH", "TURN"):
+        monkeypatch.setattr(augment, name, 0.0)
+    monkeypatch.setattr(augment, "ZOOM", (1.0, 1.0))
+    image, alpha = noise((6, 3, 16, 16))
+    small, _, inside = augment.move(image, alpha, 8, generator())
+    means = torch.nn.functional.avg_pool2d(image, 2)
+    assert inside.min() == 1
+    for one, mean in zip(small, means, strict=True):
+        assert torch.allclose(one, mean, atol=1e-5) or torch.allclose(one, mean.flip(2), atol=1e-5)
+
+
+def test_windows_of_all_sizes_turned_both_ways_and_half_of_them_mirrored() -> None:
+    count = 300
+    image, alpha = ramp(64, count), torch.zeros(count, 1, 64, 64)
+    moved, _, _ = augment.move(image, alpha, 64, generator())
+    # In the middle, away from reflections: how red and green grow across and down, in pixels of the picture a pixel.
+    across = moved[:, :2, 32, 28:36].diff(dim=2).median(dim=2).values * 64
+    down = moved[:, :2, 28:36, 32].diff(dim=2).median(dim=2).values * 64
+    sides = torch.linalg.norm(across, dim=1), torch.linalg.norm(down, dim=1)
+    scale = (sides[0] * sides[1]).sqrt()
+    low, high = augment.ZOOM
+    assert low - 0.01 < scale.min() < low * 1.05
+    assert high * 0.95 < scale.max() < high + 0.01
+    assert 0.4 * count < (across[:, 0] < 0).sum() < 0.6 * count
+    turn = torch.atan2(down[:, 0], down[:, 1]).abs()
+    assert 0.9 * augment.TURN < turn.max() < augment.TURN + 0.05
+    stretch = torch.log(sides[0] / sides[1])
+    assert -augment.STRETCH - 0.02 < stretch.min() < -0.9 * augment.STRETCH
+    assert 0.9 * augment.STRETCH < stretch.max() < augment.STRETCH + 0.02
+
+
+def test_inside_is_where_the_picture_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "TURN", 0.0)
+    monkeypatch.setattr(augment, "STRETCH", 0.0)
+    monkeypatch.setattr(augment, "ZOOM", (1.5, 1.5))
+    image = ramp(64, 20)
+    moved, _, inside = augment.move(image, opaque(image), 64, generator())
+    shares = inside.mean(dim=(1, 2, 3))
+    torch.testing.assert_close(shares, torch.full_like(shares, 1 / 1.5**2), atol=0.03, rtol=0)
+    # A person farther away still stands on the lower edge.
+    assert (inside[:, 0, -1].sum(dim=1) > 40).all()
+    assert inside[:, 0, :20].sum() == 0
+    assert (moved[:, 1, -1] > 0.97).all()
+
+
+def test_a_window_smaller_than_the_picture_lies_inside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "TURN", 0.0)
+    monkeypatch.setattr(augment, "STRETCH", 0.0)
+    monkeypatch.setattr(augment, "ZOOM", (0.6, 1.0))
+    image = ramp(64, 100)
+    moved, _, inside = augment.move(image, opaque(image), 64, generator())
+    assert inside.min() == 1
+    corners = moved[:, :2, 0, 0]
+    assert corners.min() < 0.1
+    assert corners[:, 1].max() > 0.3  # not always the same corner
+
+
+# Light ----------------------------------------------------------------------------------------------------------------
+
+
+def test_light_changes_every_picture_and_no_shape() -> None:
+    grey = torch.full((50, 3, 8, 8), 0.5)
+    lit = augment.relight(grey, generator())
+    assert (lit - lit[:, :, :1, :1]).abs().max() < 1e-6  # an even picture stays even
+    brightness = torch.log(lit.mean(dim=(1, 2, 3)) / 0.5)
+    assert 0.6 * augment.LIGHT < brightness.std() < 1.4 * augment.LIGHT
+    assert (lit[:, 0] - lit[:, 2]).abs().max() > 0.02  # and gets a tint
+
+
+# Backgrounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_people_are_placed_before_the_background_of_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "PLACED", 1.0)
+    colours = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [0.9, 0.8, 0.4]])
+    image = colours[:, :, None, None].repeat(1, 1, 16, 16)
+    alpha = torch.zeros(3, 1, 16, 16)
+    alpha[:, :, 6:, 4:12] = 1
+    alpha[:, :, 5, 4:12] = 0.5
+    image = torch.lerp(image, torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 16, 16), alpha)
+    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), generator())
+    assert torch.equal(new_alpha, alpha)
+    for number in range(3):
+        behind = colours[(number + 1) % 3][:, None]
+        torch.testing.assert_close(placed[number, :, 0], behind.expand(3, 16), atol=1e-3, rtol=0)
+        assert torch.equal(placed[number, :, 8, 6], torch.tensor([1.0, 0, 0]))
+        half = 0.5 * image[number, :, 5, 6] + 0.5 * placed[number, :, 4, 6]
+        torch.testing.assert_close(placed[number, :, 5, 6], half, atol=0.15, rtol=0)
+
+
+def test_reflections_are_no_people_where_the_background_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "PLACED", 1.0)
+    image, alpha = torch.rand(2, 3, 8, 8, generator=generator()), torch.ones(2, 1, 8, 8)
+    inside = torch.ones_like(alpha)
+    inside[:, :, :, :3] = 0
+    _, new_alpha = augment.place(image, alpha, inside, generator())
+    assert torch.equal(new_alpha, inside)
+
+
+def test_a_share_is_placed_and_the_others_stay_as_they_are() -> None:
+    image, alpha = noise((400, 3, 8, 8))
+    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), generator())
+    changed = (placed != image).flatten(1).any(dim=1).float().mean()
+    assert abs(changed - augment.PLACED) < 0.06
+
+
+def test_what_is_known_stays_and_the_rest_is_carried_on() -> None:
+    image, known = ramp(32, 1), torch.ones(1, 1, 32, 32)
+    known[:, :, 10:22, 10:22] = 0
+    hidden = torch.where(known == 1, image, torch.full_like(image, 0.9))
+    filled = augment.carry_on(hidden, known)
+    torch.testing.assert_close(filled[:, :, :8], image[:, :, :8])
+    torch.testing.assert_close(filled, image, atol=0.2, rtol=0)
+    assert (filled[:, 2] == 0).all()  # nothing of the 0.9 that was hidden
+
+
+# Wear -----------------------------------------------------------------------------------------------------------------
+
+
+def test_some_lose_detail_some_get_noise_and_most_stay() -> None:
+    count = 400
+    image = torch.full((count, 3, 16, 16), 0.5)
+    image[:, :, ::2] = 0.4
+    worn = augment.wear(image, generator())
+    blurred = (worn[:, :, 4:12].std(dim=(1, 2, 3)) < 0.03).float().mean()
+    untouched = (worn == image).flatten(1).all(dim=1).float().mean()
+    assert abs(blurred - augment.WORN) < 0.08
+    assert abs(untouched - (1 - augment.WORN) ** 2) < 0.08
+    assert (worn - image).abs().max() < 6 * augment.NOISE

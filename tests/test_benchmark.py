@@ -14,7 +14,7 @@ import torch
 from jobs import benchmark, idle, measure
 from jobs.benchmark import BenchmarkConfig, Results, Workload
 from matting import checkpoint, images
-from matting.training import Step, TrainingConfig
+from matting.training import Plan, Step, TrainingConfig
 from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
 
@@ -66,12 +66,12 @@ def test_a_training_without_its_steps_takes_all_pairs_and_learns_nothing() -> No
     batches = [{"key": np.array([f"{number}"] * 8, object)} for number in range(5)]
     model = UNet(UNetConfig(width=4))
     before = copy.deepcopy(model.state_dict())
-    config = TrainingConfig(1e-3, (0.9, 0.999), "mean", False, "fp32", seed=0)
+    config = TrainingConfig(precision="fp32")
     trainer = idle.WithoutSteps(model, config, torch.device("cpu"))
     steps: list[Step] = []
     epoch = trainer.train_epoch(batches, on_step=steps.append)
     assert (epoch.steps, epoch.samples, len(steps), trainer.epochs, trainer.steps) == (5, 40, 5, 1, 5)
-    assert trainer.train_epoch(batches, seconds_left=-1).steps == 1
+    assert trainer.train_epoch(batches, Plan(seconds=0)).steps == 1
     assert len(trainer.validate(batches)) == 40
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -48,8 +48,11 @@ def test_scores_mattes_of_any_other_system(raw: Path, tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "scores/per_image.parquet").to_pylist()
     assert {row["key"]: {name: row[name] for name in METRICS} for row in rows} == expected
     means = json.loads((tmp_path / "scores/metrics.json").read_text())
-    assert list(means) == ["n", "mad", "mse", "sad", "grad", "conn", "iou"]
+    assert list(means) == ["n", "mad", "mse", "sad", "grad", "conn", "iou", "aurc"]
     assert means["n"] == 24
+    by_confidence = sorted(rows, key=lambda row: -row["confidence"])
+    errors = [row["mad"] for row in by_confidence]
+    assert means["aurc"] == pytest.approx(sum(sum(errors[:some]) / some for some in range(1, 25)) / 24)
     for name in METRICS:
         assert means[name] == pytest.approx(sum(row[name] for row in expected.values()) / 24)
     assert "worst" in (tmp_path / "scores/report.html").read_text()

@@ -49,7 +49,7 @@ def gallery(**changes):
         "coverage": [1, 2, 0, 4],
         "cards": [
             card("x/sure.jpg", number=1),
-            card("x/Doubt.png", "least certain", number=2),
+            card("x/Doubt.png", "least confident", number=2),
             failed("y/bad.jpg"),
             failed("y/late.jpg", card().image_HWC),
             card("y/sure.jpg", number=3),
@@ -221,7 +221,7 @@ def test_groups_filter_the_cards(show):
     with show(gallery()) as tab:
         for group, expected in {
             "Failed 2": ALL[:2],
-            "Least certain 1": ALL[2:3],
+            "Least confident 1": ALL[2:3],
             "Sample 2": ALL[3:],
             "All 5": ALL,
         }.items():

@@ -48,6 +48,7 @@ def row(key: str, second: float = 0, run: str = "r1", **values: Any) -> Row:
         "width": 178,
         "height": 218,
         "coverage": 0.5,
+        "confidence": 0.75,
         "outputs": [f"alpha/{key}.png"],
         "run": run,
         "finished_at": START.replace(tzinfo=None) + timedelta(seconds=second),
@@ -140,7 +141,8 @@ def test_runs_sort_by_time_and_differ_within_a_second():
 
 
 def test_what_is_written_is_read_back_sorted_by_key(output):
-    failed = {"status": "failed", "error": "empty file", "width": None, "height": None, "coverage": None, "outputs": []}
+    failed = {"status": "failed", "error": "empty file", "width": None, "height": None, "outputs": []}
+    failed |= {"coverage": None, "confidence": None}
     ledger.write_part(output, "r1", 0, [row("b"), row("a", **failed)])
     ledger.write_part(output, "r1", 1, table(row("ä/c")))
     assert ledger.read(output) == table(row("a", **failed), row("b"), row("ä/c"))
@@ -166,7 +168,7 @@ def test_a_block_that_is_handled_again_replaces_its_part(output):
 def test_parts_have_plain_types_for_any_reader(output):
     ledger.write_part(output, "r1", 0, [row("a"), row("b", coverage=None)])
     expected = dict.fromkeys(("key", "etag", "model", "settings", "status", "error", "run"), "VARCHAR")
-    expected |= {"size": "BIGINT", "width": "INTEGER", "height": "INTEGER", "coverage": "FLOAT"}
+    expected |= {"size": "BIGINT", "width": "INTEGER", "height": "INTEGER", "coverage": "FLOAT", "confidence": "FLOAT"}
     expected |= {"outputs": "VARCHAR[]", "finished_at": "TIMESTAMP"}
     for _ in ("as written", "as merged"):
         found = duckdb.sql(f"select * from '{output}/_ledger/*.parquet'")

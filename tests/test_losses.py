@@ -2,11 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from matting.losses import mse, rgba_target
+from matting.losses import LAPLACIAN_LEVELS, l1, laplacian, mse, rgba_target
 
 
 def pixel(*values: float) -> Tensor:
@@ -47,3 +48,49 @@ def test_bfloat16_is_summed_in_float32() -> None:
     loss = mse(pred, torch.zeros_like(pred), "sum")
     assert loss.dtype == torch.float32
     assert loss.item() == 4 * 32 * 32
+
+
+def test_l1_against_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, true = (torch.rand(2, 1, 3, 5, generator=generator) for _ in range(2))
+    total = sum(abs(pred[place].item() - true[place].item()) for place in itertools.product(*map(range, pred.shape)))
+    assert l1(pred, true).item() == pytest.approx(total / 30, rel=1e-6)
+
+
+def enlarged(values: np.ndarray) -> np.ndarray:
+    """Twice the size, bilinearly, pixel centres aligned."""
+    height, width = values.shape
+    result = np.zeros((2 * height, 2 * width))
+    for row, column in np.ndindex(*result.shape):
+        y, x = np.clip((row + 0.5) / 2 - 0.5, 0, height - 1), np.clip((column + 0.5) / 2 - 0.5, 0, width - 1)
+        top, left = int(y), int(x)
+        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        above = values[top, left] * (1 - (x - left)) + values[top, right] * (x - left)
+        below = values[bottom, left] * (1 - (x - left)) + values[bottom, right] * (x - left)
+        result[row, column] = above * (1 - (y - top)) + below * (y - top)
+    return result
+
+
+def pyramid(values: np.ndarray) -> list[np.ndarray]:
+    """What each level has more than the next."""
+    levels = []
+    for _ in range(LAPLACIAN_LEVELS):
+        height, width = values.shape
+        coarser = values.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+        levels.append(values - enlarged(coarser))
+        values = coarser
+    return levels
+
+
+def test_laplacian_against_pyramids_of_both() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, true = (torch.rand(1, 1, 16, 32, generator=generator, dtype=torch.float64) for _ in range(2))
+    total = 0.0
+    for level, (one, other) in enumerate(zip(pyramid(pred[0, 0].numpy()), pyramid(true[0, 0].numpy()), strict=True)):
+        total += 2**level * float(np.abs(one - other).mean())
+    assert laplacian(pred, true).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_laplacian_is_nothing_for_an_even_difference() -> None:
+    true = torch.rand(1, 1, 16, 16)
+    assert laplacian(true + 0.1, true).item() == pytest.approx(0, abs=1e-6)

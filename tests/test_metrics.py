@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from matting.metrics import METRICS, MetricSums, batch_metrics, image_metrics
+from matting.metrics import METRICS, MetricSums, batch_metrics, confidence, image_metrics, risk_coverage_area
 from tests.reference import metrics as reference
 
 # What two published evaluators gave for golden_pair(), to the last digit they were written down with.
@@ -253,3 +253,25 @@ batch_metrics(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4))
 assert "scipy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# Confidence -----------------------------------------------------------------------------------------------------------
+
+
+def test_confidence_is_highest_where_every_pixel_is_decided() -> None:
+    assert confidence(np.array([[0, 255], [255, 255]], np.uint8)) == 1
+    assert confidence(np.array([[0, 51], [204, 255]], np.uint8)) == pytest.approx((1 + 0.6 + 0.6 + 1) / 4)
+
+
+def test_risk_coverage_by_hand() -> None:
+    # Sorted by confidence the errors are 1, 3, 2: means 1, 2, 2.
+    assert risk_coverage_area([3, 1, 2], [0.5, 0.9, 0.1]) == pytest.approx((1 + 2 + 2) / 3)
+
+
+def test_a_confidence_that_says_nothing_gives_the_mean_error_and_no_other_order_beats_the_errors() -> None:
+    generator = np.random.default_rng(0)
+    errors = generator.random(2000)
+    assert risk_coverage_area(errors, generator.random(2000)) == pytest.approx(errors.mean(), rel=0.05)
+    best = risk_coverage_area(errors, -errors)
+    assert best == pytest.approx(errors.mean() / 2, rel=0.05)
+    assert all(risk_coverage_area(errors, generator.random(2000)) > best for _ in range(5))

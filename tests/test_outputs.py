@@ -83,6 +83,7 @@ def test_leaves_a_matte_a_cutout_and_a_row_for_each_photo(predictor: Predictor, 
         row = rows[key]
         assert (row["status"], row["error"], row["width"], row["height"]) == ("done", None, width, height)
         assert row["coverage"] == pytest.approx(expected.mean() / 255, abs=1e-6)
+        assert row["confidence"] == pytest.approx(np.abs(2 * (expected / 255) - 1).mean(), abs=1e-6)
         assert row["outputs"] == [f"alpha/{key}.png", f"cutout/{key}.png"]
         assert (row["model"], row["settings"]) == ("model", str(settings()))
         assert row["size"] == (photos / key).stat().st_size
@@ -146,6 +147,7 @@ def test_what_is_bad_is_a_row_with_its_reason(predictor: Predictor, photos: Path
     for key in reasons:
         assert rows[key]["outputs"] == []
         assert rows[key]["coverage"] is None
+        assert rows[key]["confidence"] is None
     assert {key for key, row in rows.items() if row["status"] == "done"} == SIZES.keys() - {"a.jpg"}
 
 

@@ -1,5 +1,6 @@
 """The Ray Data reads: what order rows come in, and what happens to those that cannot be decoded."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,15 +32,24 @@ def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[li
 
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> None:
-    dataset = streams.epochs(drawn, SIZE, seed=0, first_epoch=0, rejected=Rejected.remote())
+    numbers = np.arange(len(drawn))
+    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, rejected=Rejected.remote())
     keys = [example.key for example in drawn.examples(8)]
     for execution, seen in enumerate(passes(dataset, 3)):
-        assert seen == [keys[place] for place in np.concatenate(streams.epoch_order(len(keys), 0, 0, execution))]
+        assert seen == [keys[place] for place in np.concatenate(streams.epoch_order(numbers, 0, 0, execution))]
+
+
+def test_rows_come_as_often_as_their_numbers(drawn: Rows) -> None:
+    numbers = np.array([3, 5, 7, 5, 3, 5])
+    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, rejected=Rejected.remote())
+    keys = [example.key for example in drawn.examples(8)]
+    (seen,) = passes(dataset, 1, batch=1)
+    assert Counter(seen) == {keys[3]: 2, keys[5]: 3, keys[7]: 1}
 
 
 def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     def order(seed: int, first_epoch: int, execution: int) -> list[int]:
-        return np.concatenate(streams.epoch_order(200, seed, first_epoch, execution)).tolist()
+        return np.concatenate(streams.epoch_order(np.arange(200), seed, first_epoch, execution)).tolist()
 
     orders = [order(0, 0, 0), order(0, 0, 1), order(0, 0, 2), order(1, 0, 0)]
     assert all(sorted(each) == list(range(200)) for each in orders)
@@ -52,7 +62,7 @@ def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
     cached = streams.cache(drawn, SIZE, rejected, first=np.arange(len(drawn))[::-1])
     assert len(cached) == len(drawn)
     for rows in (drawn, cached):
-        (shard,) = streams.epochs(rows, SIZE, 3, 1, rejected).streaming_split(1, equal=True)
+        (shard,) = streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, rejected).streaming_split(1, equal=True)
         found = list(streams.batches(shard, 32))
         if rows is drawn:
             expected = found
@@ -80,7 +90,7 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, kept: bool) -> None:
     rejected = Rejected.remote()
     if kept:
         rows = streams.cache(rows, SIZE, rejected)
-    orders = list(passes(streams.epochs(rows, SIZE, 0, 0, rejected), 2))
+    orders = list(passes(streams.epochs(rows, np.arange(len(rows)), SIZE, 0, 0, rejected), 2))
     reasons = ray.get(rejected.all.remote())
     assert set(reasons) <= {"images/person-003.png", "images/person-011.png"}
     assert reasons
@@ -91,14 +101,14 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, kept: bool) -> None:
 
 
 def test_a_mix_is_a_shuffle_of_whole_pieces() -> None:
-    order = streams.epoch_order(5000, 0, 0, 0)
+    order = streams.epoch_order(np.arange(5000), 0, 0, 0)
     assert max(len(mix) for mix in order) == streams.MIX
     assert sorted(np.concatenate(order)) == list(range(5000))
     pieces = {index // streams.PIECE for index in order[0]}
     assert len(pieces) == streams.MIX // streams.PIECE
     assert any(np.diff(order[0]) != 1)
-    assert [mix.tolist() for mix in streams.epoch_order(5000, 0, 1, 0)] == [
-        mix.tolist() for mix in streams.epoch_order(5000, 0, 0, 1)
+    assert [mix.tolist() for mix in streams.epoch_order(np.arange(5000), 0, 1, 0)] == [
+        mix.tolist() for mix in streams.epoch_order(np.arange(5000), 0, 0, 1)
     ]
 
 

@@ -1,5 +1,6 @@
 """The step, the epoch and the validation pass; data parallelism in real processes over gloo."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,30 +13,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from jobs.config import parse
+from jobs.train import TrainConfig, presets
 from matting.metrics import image_metrics
 from matting.synthetic import draw_person
-from matting.training import Batch, NonFiniteLoss, Score, Trainer, TrainingConfig, mean_scores
+from matting.training import Batch, NonFiniteLoss, Plan, Score, Trainer, TrainingConfig, mean_scores, rate
 from matting.unet import UNet, UNetConfig
 
 SIZE = 32
 GOLDEN = Path(__file__).parent / "reference" / "golden_losses.json"
 
 
-def config(**changes: Any) -> TrainingConfig:
-    values: dict[str, Any] = {
-        "learning_rate": 2e-4,
-        "betas": (0.5, 0.99),
-        "reduction": "mean",
-        "augment": False,
-        "precision": "fp32",
-        "seed": 0,
-    }
-    return TrainingConfig(**{**values, **changes})
-
-
 def new_trainer(width: int = 4, **changes: Any) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(UNet(UNetConfig(width=width)), config(**changes), torch.device("cpu"))
+    config = TrainingConfig(**{"precision": "fp32", **changes})
+    return Trainer(UNet(UNetConfig(width=width)), config, torch.device("cpu"))
 
 
 def batch(*numbers: int) -> Batch:
@@ -65,13 +57,23 @@ def test_learns() -> None:
     assert (trainer.epochs, trainer.steps) == (31, 31)
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_twenty_steps_follow_the_golden_curve(augment: bool) -> None:
+def twenty_steps(recipe: str) -> list[float]:
+    """The losses of a recipe's first twenty steps, of an epoch of forty."""
+    options = parse(TrainConfig, ["--data=x", f"--recipe={recipe}", "--precision=fp32"], presets)
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(4, options.depth, options.relu, options.max_width))
+    trainer = Trainer(model, options.training(), torch.device("cpu"))
     losses: list[float] = []
-    trainer = new_trainer(augment=augment)
-    trainer.train_epoch(noise_batches([range(4)] * 20), on_step=lambda step: losses.append(step.loss))
-    golden = json.loads(GOLDEN.read_text())["matting" if augment else "seed"]
-    np.testing.assert_allclose(losses, golden, rtol=2e-3)
+    batches = noise_batches([range(4)] * 20)
+    trainer.train_epoch(batches, Plan(epochs=1, samples=160), on_step=lambda step: losses.append(step.loss))
+    return losses
+
+
+@pytest.mark.parametrize("recipe", ["seed", "matting"])
+def test_twenty_steps_follow_the_golden_curve(recipe: str) -> None:
+    losses = twenty_steps(recipe)
+    np.testing.assert_allclose(losses, json.loads(GOLDEN.read_text())[recipe], rtol=2e-3)
+    assert twenty_steps(recipe) == losses
 
 
 def test_reports_the_same_loss_whatever_the_reduction() -> None:
@@ -91,17 +93,20 @@ def test_sum_has_the_gradient_of_mean_times_the_number_of_values() -> None:
     torch.testing.assert_close(squares["sum"].sqrt(), squares["mean"].sqrt() * values, rtol=1e-3, atol=1e-6)
 
 
-def test_goes_on_from_its_state_as_if_never_stopped() -> None:
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_goes_on_from_its_state_as_if_never_stopped(average: float) -> None:
     epochs = [[batch(0, 1, 2), batch(3, 4)], [batch(4, 0), batch(1, 2, 3)], [batch(2, 1)]]
-    whole = new_trainer(augment=True)
+    recipe: dict[str, Any] = {"augment": True, "average": average, "schedule": "cosine", "weight_decay": 0.1}
+    plan = Plan(epochs=3, samples=5)
+    whole = new_trainer(**recipe)
     for batches in epochs:
-        whole.train_epoch(batches)
-    first = new_trainer(augment=True)
-    first.train_epoch(epochs[0])
-    second = new_trainer(augment=True)
-    second.resume(first.model.state_dict(), first.state())
+        whole.train_epoch(batches, plan)
+    first = new_trainer(**recipe)
+    first.train_epoch(epochs[0], plan)
+    second = new_trainer(**recipe)
+    second.resume(copy.deepcopy(first.model.state_dict()), copy.deepcopy(first.state()))
     for batches in epochs[1:]:
-        second.train_epoch(batches)
+        second.train_epoch(batches, plan)
     assert (second.epochs, second.steps) == (whole.epochs, whole.steps)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
@@ -109,9 +114,90 @@ def test_goes_on_from_its_state_as_if_never_stopped() -> None:
 
 def test_stops_when_time_is_up() -> None:
     trainer = new_trainer()
-    epoch = trainer.train_epoch((batch(0) for _ in range(1000)), seconds_left=0)
+    epoch = trainer.train_epoch((batch(0) for _ in range(1000)), Plan(seconds=0))
     assert epoch.steps == 1
     assert trainer.seconds >= epoch.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "epochs", "seconds", "progress"),
+    [
+        (Plan(epochs=10, samples=100), 2.5, 1e6, 0.25),
+        (Plan(epochs=10, samples=100, seconds=60), 2.5, 30, 0.5),
+        (Plan(epochs=10, samples=100, seconds=60), 2.5, 70, 1),
+        (Plan(seconds=60), 1000, 15, 0.25),
+        (Plan(), 1000, 1e6, 0),
+    ],
+)
+def test_progress_is_by_epochs_or_seconds_whichever_is_ahead(
+    plan: Plan, epochs: float, seconds: float, progress: float
+) -> None:
+    assert plan.progress(epochs, seconds) == progress
+    assert plan.finished(int(epochs), seconds) == (progress == 1)
+
+
+def test_the_learning_rate_rises_and_falls_by_the_progress_of_the_run() -> None:
+    assert rate("constant", 0.3) == 1
+    rates = [rate("cosine", number / 1000) for number in range(1001)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[20] == pytest.approx(1)
+    assert rates[510] == pytest.approx(0.5)
+    assert rates[1000] == pytest.approx(0)
+    assert np.all(np.diff(rates[:20]) > 0)
+    assert np.all(np.diff(rates[20:]) < 0)
+    # And the steps take it: at the end of the run nothing changes any more.
+    trainer = new_trainer(schedule="cosine")
+    trainer.epochs = 10
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train_epoch([batch(0, 1)], Plan(epochs=10, samples=2))
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_the_mean_of_the_weights_follows_them_slowly() -> None:
+    trainer, plain = new_trainer(average=0.6, learning_rate=1e-2), new_trainer(learning_rate=1e-2)
+    means: dict[str, torch.Tensor] = {}
+    for number in range(8):
+        trainer.train_epoch([batch(number)])
+        plain.train_epoch([batch(number)])
+        decay = min(0.6, (1 + number) / (10 + number)) if number else 0.0
+        for name, value in plain.model.state_dict().items():
+            means[name] = decay * means.get(name, 0) + (1 - decay) * value if value.is_floating_point() else value
+    saved = trainer.model.state_dict()
+    assert saved.keys() == means.keys()
+    for name, value in means.items():
+        torch.testing.assert_close(saved[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert not torch.equal(saved["head.2.weight"], plain.model.state_dict()["head.2.weight"])
+
+
+def test_weights_decay_and_those_of_norms_do_not() -> None:
+    before = new_trainer().model.state_dict()
+    trainer = new_trainer(weight_decay=1e6, learning_rate=1e-6)
+    trainer.train_epoch([batch(0, 1)])  # one step, after which kernels are next to nothing
+    for name, value in trainer.model.named_parameters():
+        if value.ndim > 1:
+            assert value.abs().max() < 1e-5, name
+        else:
+            torch.testing.assert_close(value, before[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_first_share_of_a_run_is_trained_at_half_the_size(augment: bool) -> None:
+    trainer = new_trainer(small_until=0.5, augment=augment)
+    sides: list[int] = []
+    trainer.model.register_forward_hook(lambda _, inputs, __: sides.append(inputs[0].shape[-1]))
+    trainer.train_epoch([batch(0, 1)] * 4, Plan(epochs=1, samples=8))
+    assert sides == [SIZE // 2] * 2 + [SIZE] * 2
+
+
+@pytest.mark.parametrize("term", ["mse", "l1", "laplacian"])
+def test_each_term_alone_brings_alpha_nearer(term: str) -> None:
+    trainer = new_trainer(**{"learning_rate": 1e-2, "mse": 0.0, term: 1.0})
+    pairs = [batch(*range(8))]
+    errors = []
+    for _ in range(30):
+        trainer.train_epoch(pairs)
+        errors.append(mean_scores(trainer.validate(pairs))["mad"])
+    assert errors[-1] < 0.6 * errors[0]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_keys() -> None:

@@ -34,6 +34,14 @@ def test_answers_as_the_reference_with_the_same_weights(relu: str, training: boo
     assert found.std() > 1e-2  # not saturated, or any two networks would agree
 
 
+def test_no_level_is_wider_than_the_widest() -> None:
+    model = UNet(UNetConfig(width=4, depth=4, max_width=12)).eval()
+    widths = {parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 4}
+    assert max(widths) == 12
+    assert [block[0].out_channels for block in model.down] == [4, 8, 12, 12, 12]
+    assert model(torch.rand(1, 3, 32, 16)).shape == (1, 4, 32, 16)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 13), (130, 61), (7, 200)])
 def test_takes_any_size_and_gives_it_back(size: tuple[int, int]) -> None:
     model = UNet(UNetConfig(width=4)).eval()
@@ -59,7 +67,7 @@ def test_alpha_is_the_fourth_channel_in_0_to_1() -> None:
     assert alpha_of(rgba).item() == 0.75
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 0}, {"relu": "both"}])
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 0}, {"relu": "both"}, {"max_width": 16}])
 def test_refuses_an_impossible_shape(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         UNetConfig(**wrong)
