@@ -28,6 +28,7 @@ from matting.metrics import METRICS, MetricSums, confidence, image_metrics, risk
 from matting.predictor import Network, Predictor
 
 TASK_ROWS = 16
+CASES = 4  # in each group of the page, of all collections together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class EvaluateConfig(PairOptions):
         output: URI of the folder for the results.
         checkpoint: URI of a checkpoint folder to score.
         predictions: in its place, URI of a folder of mattes <key>.png or <key without suffix>.png.
+        beside: URI of another checkpoint folder, whose mattes the page shows beside these.
         split: to score, or "all".
     """
 
@@ -46,6 +48,7 @@ class EvaluateConfig(PairOptions):
     output: str
     checkpoint: str | None = None
     predictions: str | None = None
+    beside: str | None = None
     split: Literal["train", "val", "test", "all"] = "test"
 
     def __post_init__(self) -> None:
@@ -56,7 +59,10 @@ class EvaluateConfig(PairOptions):
 class CheckpointAlphas:
     """Alphas that a checkpoint predicts."""
 
-    def __init__(self, loaded: checkpoint.Checkpoint) -> None:
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        loaded = checkpoint.load(cluster.absolute(uri))
+        self.source = f"{uri}, SHA-256 {loaded.identity[:16]}…"
         self._predictor = Predictor(Network(loaded, precision="fp32"))  # figures should not depend on the hardware
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
@@ -68,7 +74,8 @@ class FileAlphas:
     """Alphas that some other system left in files."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self._uri = self.source = cluster.absolute(uri)
+        storage.list_files(self._uri)  # an empty or missing place is an error at once
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the key is enough
         """alpha_HW, of whatever size the file has. Raises BadImage if there is none, or it is not a matte."""
@@ -87,14 +94,10 @@ Alphas = CheckpointAlphas | FileAlphas
 def main(argv: Sequence[str]) -> None:
     """Score, and leave the results."""
     options = config.parse(EvaluateConfig, argv)
-    alphas: Alphas
-    if options.checkpoint:
-        loaded = checkpoint.load(cluster.absolute(options.checkpoint))
-        alphas, source = CheckpointAlphas(loaded), f"{options.checkpoint}, SHA-256 {loaded.identity[:16]}…"
-    else:
-        predictions = cluster.absolute(str(options.predictions))
-        storage.list_files(predictions)  # an empty or missing place is an error at once
-        alphas, source = FileAlphas(predictions), predictions
+    alphas: Alphas = (
+        CheckpointAlphas(options.checkpoint) if options.checkpoint else FileAlphas(str(options.predictions))
+    )
+    beside = CheckpointAlphas(options.beside) if options.beside else None
     pairs = open_pairs(cluster.absolute_each(options.data), options)
     splits = SPLITS if options.split == "all" else (options.split,)
     total = sum(pairs.counts()[split] for split in splits)
@@ -119,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
             f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(unpredicted)}. A mean without "
             "them would flatter, so there is none. Predict them, or correct --predictions."
         )
-    leave_results(options, pairs, output, alphas, source, [row for row in scored if not row["rejected"]], rejected)
+    leave_results(options, pairs, output, alphas, beside, [row for row in scored if not row["rejected"]], rejected)
 
 
 def some(reasons: Mapping[str, str]) -> str:
@@ -162,53 +165,80 @@ def leave_results(
     pairs: Pairs,
     output: str,
     alphas: Alphas,
-    source: str,
+    beside: CheckpointAlphas | None,
     scored: list[dict[str, Any]],
     rejected: Mapping[str, str],
 ) -> None:
     """per_image.parquet, metrics.json, report.html; and the figures on the terminal."""
     scored.sort(key=lambda row: row["key"])
-    sums = MetricSums()
-    for row in scored:
-        sums.add({name: row[name] for name in METRICS})
-    means = sums.mean()
+    by_source = {prefix: [row for row in scored if row["key"].startswith(prefix)] for prefix in pairs.prefixes}
+    means = means_of(scored)
+    of_sources = {prefix.rstrip("/"): means_of(rows) for prefix, rows in by_source.items() if rows and prefix}
     errors = [row["mad"] for row in scored]
-    means["aurc"] = risk_coverage_area(errors, [row["confidence"] for row in scored])
     best = risk_coverage_area(errors, [-error for error in errors])
     sink = io.BytesIO()
     columns = ("key", "split", *METRICS, "confidence")
     pq.write_table(pa.Table.from_pylist([{name: row[name] for name in columns} for row in scored]), sink)
     storage.write_bytes(storage.join(output, "per_image.parquet"), sink.getvalue())
+    facts = {
+        "Predictions": alphas.source,
+        "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+        "Confidence": f"area under the risk-coverage curve of MAD {means['aurc']:.2f}e-3 "
+        f"(by chance {means['mad']:.2f}e-3, at best {best:.2f}e-3)",
+    }
+    if beside:
+        facts["Beside them"] = beside.source
     page = report.page(
         title=f"Evaluation on the {options.split} split",
         command=cluster.command(),
-        facts={
-            "Predictions": source,
-            "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
-            "Confidence": f"area under the risk-coverage curve of MAD {means['aurc']:.2f}e-3 "
-            f"(by chance {means['mad']:.2f}e-3, at best {best:.2f}e-3)",
-        },
-        figures=[{"split": options.split, "pictures": means["n"], **report.labelled(means)}],
+        facts=facts,
+        figures=[
+            {"pairs": name, "split": options.split, "pictures": some["n"], **report.labelled(some)}
+            for name, some in {"all": means, **of_sources}.items()
+        ],
         history=[],
-        groups=page_cases(pairs, alphas, scored),
+        groups=page_cases(pairs, by_source, alphas, beside),
         skipped=[*pairs.unpaired, *rejected.items()],
     )
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
-    storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(means, indent=2) + "\n").encode())
-    print("  ".join(f"{name} {value:.6g}" for name, value in means.items()))
+    results = {**means, "sources": of_sources} if of_sources else means
+    storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(results, indent=2) + "\n").encode())
+    for name, some in {**of_sources, "all": means}.items():
+        print(
+            "  ".join(
+                [name if of_sources else "", *(f"{metric} {value:.6g}" for metric, value in some.items())]
+            ).strip()
+        )
     print(f"Page: {output}/report.html")
 
 
-def page_cases(pairs: Pairs, alphas: Alphas, scored: list[dict[str, Any]]) -> dict[str, list[report.Case]]:
-    """The best, median and worst pictures, predicted once more."""
-    split_of = {row["key"]: row["split"] for row in scored}
-    groups = {}
-    for group, keys in report.pick_cases([(row["key"], row["mad"]) for row in scored]).items():
-        examples = [pairs.example(split_of[key], key) for key in keys]
-        groups[group] = [
-            report.case(example.key, example.image, example.alpha, alphas(example.key, example.image))
-            for example in examples
-        ]
+def means_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric; and how well confidence ranks, as the area under the risk-coverage curve of MAD."""
+    sums = MetricSums()
+    for row in rows:
+        sums.add({name: row[name] for name in METRICS})
+    area = risk_coverage_area([row["mad"] for row in rows], [row["confidence"] for row in rows])
+    return {**sums.mean(), "aurc": area}
+
+
+def page_cases(
+    pairs: Pairs, by_source: Mapping[str, list[dict[str, Any]]], alphas: Alphas, beside: CheckpointAlphas | None
+) -> dict[str, list[report.Case]]:
+    """The best, median and worst pictures of each collection, predicted once more; each by both, if there are two."""
+    groups: dict[str, list[report.Case]] = {}
+    for prefix, rows in by_source.items():
+        split_of = {row["key"]: row["split"] for row in rows}
+        each = max(1, CASES // len(by_source))
+        for group, keys in report.pick_cases([(row["key"], row["mad"]) for row in rows], each).items():
+            shown = groups.setdefault(f"{prefix.rstrip('/')}: {group}" if prefix else group, [])
+            for key in keys:
+                example = pairs.example(split_of[key], key)
+                shown.append(report.case(key, example.image, example.alpha, alphas(key, example.image)))
+                if beside:
+                    other = beside(key, example.image)
+                    shown.append(
+                        report.case(f"{key}, by {beside.source.partition(',')[0]}", example.image, example.alpha, other)
+                    )
     return groups
 
 

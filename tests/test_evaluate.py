@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from jobs import evaluate
 from jobs.cluster import JobError
 from jobs.config import ConfigError
-from matting import images, storage
+from matting import checkpoint, images, storage
 from matting.checkpoint import CheckpointError
 from matting.collection import PairOptions, open_pairs
 from matting.metrics import METRICS, image_metrics
+from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -56,6 +58,29 @@ def test_scores_mattes_of_any_other_system(raw: Path, tmp_path: Path) -> None:
     for name in METRICS:
         assert means[name] == pytest.approx(sum(row[name] for row in expected.values()) / 24)
     assert "worst" in (tmp_path / "scores/report.html").read_text()
+
+
+def test_two_checkpoints_side_by_side_and_figures_for_each_collection(raw: Path, tmp_path: Path) -> None:
+    write_folders(tmp_path / "more", 20, 24)
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        model = UNet(UNetConfig(width=4))
+        checkpoint.save(str(tmp_path / name), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
+    checkpoints = [f"--checkpoint={tmp_path}/one", f"--beside={tmp_path}/two"]
+    evaluate.main([f"--data={raw},{tmp_path}/more", *checkpoints, f"--output={tmp_path}/scores", "--split=train"])
+    rows = pq.read_table(tmp_path / "scores/per_image.parquet").to_pylist()
+    means = json.loads((tmp_path / "scores/metrics.json").read_text())
+    assert set(means["sources"]) == {"people", "more"}
+    for source, figures in means["sources"].items():
+        own = [row["mad"] for row in rows if row["key"].startswith(f"{source}/")]
+        assert figures["n"] == len(own)
+        assert figures["mad"] == pytest.approx(np.mean(own))
+    page = (tmp_path / "scores/report.html").read_text()
+    for source in means["sources"]:
+        worst = max((row for row in rows if row["key"].startswith(f"{source}/")), key=lambda row: row["mad"])["key"]
+        assert f"<h3>{source}: worst</h3>" in page
+        assert f"<code>{worst}</code>" in page
+        assert f"<code>{worst}, by {tmp_path}/two</code>" in page
 
 
 def test_a_missing_or_broken_prediction_is_an_error(raw: Path, tmp_path: Path) -> None:
