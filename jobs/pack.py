@@ -1,13 +1,14 @@
 """Pack raw pairs into Parquet parts, which training reads with a few large requests.
 
     1. pairs, sorted by split and key, cut into parts    driver
-    2. fetch, decode to check, shrink, write one part    a task each, skipped where the part is there already
+    2. fetch, decode, shrink, soften, write one part     a task each, skipped where the part is there already
     3. the description file                              driver, last
 
 The same pairs and options give the same bytes. A run that was killed goes on with the parts that are missing.
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from jobs import cluster, config
 from matting import images, shards, storage
 from matting.collection import SPLITS, RawRows, too_many_rejected
 from matting.pairs import Pair, find_pairs
+from matting.soften import is_mask
+from matting.soften import soften as softened
 
 PART_ROWS = 256  # some 10 MB at 320 pixels: a second of a store's time, seconds of a core's
 JPEG_QUALITY = 95
@@ -37,6 +40,9 @@ class PackConfig:
         output: URI of the folder for the parts.
         layout: folder rule: aisegment, p3m, ppm, folders, manifest; "auto" looks.
         side: pixels of the longer side, to which larger pictures are shrunk; smaller ones keep their bytes. 0: never.
+        soften: pixels of the packed picture, on either side of the edge of a binary mask, in which to find a soft alpha
+            by closed-form matting; 0: masks stay as they are. Mattes that are soft already always do. Needs the extra
+            "soften".
         split_seed: of the 80/10/10 split by subject.
         max_unpaired_fraction: of files without a partner, above which to refuse the pairs.
         max_rejected_fraction: of pairs that cannot be decoded, above which to fail.
@@ -46,6 +52,7 @@ class PackConfig:
     output: str
     layout: str = "auto"
     side: int = 320
+    soften: int = 0
     split_seed: int = 0
     max_unpaired_fraction: float = 0.01
     max_rejected_fraction: float = 0.01
@@ -53,6 +60,10 @@ class PackConfig:
     def __post_init__(self) -> None:
         if self.side < 0:
             raise ValueError(f"--side must be 0 or more, is {self.side}")
+        if self.soften < 0:
+            raise ValueError(f"--soften must be 0 or more, is {self.soften}")
+        if self.soften and importlib.util.find_spec("pymatting") is None:
+            raise ValueError('--soften needs pymatting: pip install "matting[soften]"')
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ def main(argv: Sequence[str]) -> None:
     source, output = cluster.absolute(options.pairs).rstrip("/"), cluster.absolute(options.output)
     found = find_pairs(source, options.layout, options.split_seed, options.max_unpaired_fraction)
     name = source.rpartition("/")[2]
-    recipe = {"pairs": found.fingerprint, "source": name, "side": options.side, "pillow": PIL.__version__}
+    recipe = {"pairs": found.fingerprint, "source": name, "side": options.side, "soften": options.soften}
+    recipe["pillow"] = PIL.__version__
     parts = plan(output, found.pairs, recipe)
     plan_hash = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
     if shards.is_packed(output):
@@ -85,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     with cluster.Console() as console:
         progress = console.progress("packing", len(found.pairs), "pairs")
         done = []
-        for part in make_parts(parts, name, options.side):
+        for part in make_parts(parts, name, options.side, options.soften):
             progress.update(part["rows"] + len(part["rejected"]))
             done.append(part)
     rejected = {key: reason for part in done for key, reason in part["rejected"]}
@@ -98,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
             "plan": plan_hash,
             "layout": found.layout,
             "source": name,
-            "options": {"side": options.side, "split_seed": options.split_seed},
+            "options": {"side": options.side, "soften": options.soften, "split_seed": options.split_seed},
             "counts": counts,
             "unpaired": found.unpaired,
             "rejected": sorted(rejected.items()),
@@ -125,28 +137,31 @@ def plan(output: str, pairs: Sequence[Pair], recipe: dict[str, Any]) -> list[Par
     return parts
 
 
-def make_parts(parts: Sequence[Part], source: str, side: int) -> Iterator[dict[str, Any]]:
+def make_parts(parts: Sequence[Part], source: str, side: int, soften: int) -> Iterator[dict[str, Any]]:
     """Make every part that is not there yet; what is in each, in order."""
     dataset = ray.data.from_items([{"part": number} for number in range(len(parts))], override_num_blocks=len(parts))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    dataset = dataset.map(partial(make_part, parts=ray.put(list(parts)), source=source, side=side), num_cpus=1)
+    make = partial(make_part, parts=ray.put(list(parts)), source=source, side=side, soften=soften)
+    dataset = dataset.map(make, num_cpus=1)
     for row in dataset.iter_rows():
         yield json.loads(row["made"])
 
 
-def make_part(row: dict[str, Any], parts: ray.ObjectRef, source: str, side: int) -> dict[str, str]:
+def make_part(row: dict[str, Any], parts: ray.ObjectRef, source: str, side: int, soften: int) -> dict[str, str]:
     """One task: leave the part in the store, and say what is in it."""
     part: Part = ray.get(parts)[row["part"]]
     data = existing_part(part)
     if data is None:
         rows, rejected = [], []
-        columns = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
-        for key, image, matte, error in RawRows(pa.table(columns)).fetch():
+        places = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
+        for key, image, matte, error in RawRows(pa.table(places)).fetch():
             try:
                 if error:
                     raise images.BadImage(error)
-                rows.append({"key": key, "split": part.split, "source": source, **pack_pair(image, matte, side)})
+                rows.append(
+                    {"key": key, "split": part.split, "source": source, **pack_pair(image, matte, side, soften)}
+                )
             except images.BadImage as reason:
                 rejected.append((key, str(reason)))
         data = shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected)))
@@ -172,8 +187,9 @@ def existing_part(part: Part) -> bytes | None:
     return data if footer and footer.fingerprint == part.fingerprint else None
 
 
-def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int) -> dict[str, Any]:
-    """The columns of one pair: image bytes as they are, unless they are to be shrunk; the matte as 8-bit grey PNG.
+def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) -> dict[str, Any]:
+    """The columns of one pair: image bytes as they are, unless they are to be shrunk; the matte as 8-bit grey PNG, soft
+    if so asked.
 
     Raises:
         BadImage: it cannot be used.
@@ -183,8 +199,10 @@ def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int) -> dict[str, An
     if side and max(width, height) > side:
         scale = side / max(width, height)
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        image_bytes = images.encode_jpeg(images.resize(image, width, height), JPEG_QUALITY)
-        alpha = images.resize(alpha, width, height)
+        image, alpha = images.resize(image, width, height), images.resize(alpha, width, height)
+        image_bytes = images.encode_jpeg(image, JPEG_QUALITY)
+    if soften and is_mask(alpha):
+        alpha = softened(image, alpha, soften)
     return {"image": image_bytes, "matte": images.encode_png(alpha), "width": width, "height": height}
 
 

@@ -54,6 +54,28 @@ def test_packed_pairs_have_the_pixels_of_the_raw_ones(raw: Path, tmp_path: Path)
             np.testing.assert_array_equal(one.alpha, other.alpha)
 
 
+def test_softens_masks_at_the_packed_size_and_leaves_mattes_alone(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:80, :80]
+    disc = np.clip((28 - np.hypot(rows - 40, columns - 40)) / 12 + 0.5, 0, 1)[..., None]
+    image = np.rint(disc * [200, 60, 40] + (1 - disc) * [30, 90, 180]).astype(np.uint8)
+    mattes = {"mask": np.where(disc >= 0.5, 255, 0), "matte": np.rint(disc * 255)}
+    for name, matte in mattes.items():
+        (tmp_path / "raw/images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw/mattes").mkdir(exist_ok=True)
+        (tmp_path / f"raw/images/{name}.png").write_bytes(images.encode_png(image))
+        (tmp_path / f"raw/mattes/{name}.png").write_bytes(images.encode_png(matte[..., 0].astype(np.uint8)))
+    for soften in (0, 5):
+        pack.main([f"--pairs={tmp_path}/raw", f"--output={tmp_path}/{soften}", "--side=40", f"--soften={soften}"])
+    alphas = {}
+    for soften in (0, 5):
+        pairs = open_pairs(str(tmp_path / str(soften)), PairOptions())
+        alphas[soften] = {e.key: e.alpha for rows in pairs.splits.values() for e in rows.examples(None)}
+    small = images.resize(mattes["matte"][..., 0].astype(np.uint8), 40, 40).astype(int)
+    np.testing.assert_array_equal(alphas[5]["images/matte.png"], alphas[0]["images/matte.png"])
+    assert np.abs(alphas[0]["images/mask.png"] - small).max() > 80
+    assert np.abs(alphas[5]["images/mask.png"] - small).max() < 25
+
+
 def test_shrinks_the_longer_side_and_keeps_the_aspect(tmp_path: Path) -> None:
     (tmp_path / "raw/images").mkdir(parents=True)
     (tmp_path / "raw/mattes").mkdir()
