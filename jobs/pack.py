@@ -24,6 +24,7 @@ from jobs import cluster, config
 from matting import images, shards, storage
 from matting.collection import SPLITS, RawRows, too_many_rejected
 from matting.pairs import Pair, find_pairs
+from matting.predictions import pair_predictions
 from matting.soften import is_mask
 from matting.soften import soften as softened
 
@@ -36,8 +37,10 @@ class PackConfig:
     """Pack raw pairs into Parquet parts.
 
     Args:
-        pairs: URI of the raw pairs, or of a manifest.
+        pairs: URI of the raw pairs, or of a manifest; or, with photos, of the output folder of jobs/predict.py.
         output: URI of the folder for the parts.
+        photos: URI of the photos that pairs are the predicted mattes of. All these pairs are for training.
+        min_confidence: of a predicted matte, as its ledger has it, in [0, 1]; those with less are passed over.
         layout: folder rule: aisegment, p3m, ppm, folders, manifest; "auto" looks.
         side: pixels of the longer side, to which larger pictures are shrunk; smaller ones keep their bytes. 0: never.
         soften: pixels of the packed picture, on either side of the edge of a binary mask, in which to find a soft alpha
@@ -50,6 +53,8 @@ class PackConfig:
 
     pairs: str
     output: str
+    photos: str | None = None
+    min_confidence: float = 0.0
     layout: str = "auto"
     side: int = 320
     soften: int = 0
@@ -60,6 +65,8 @@ class PackConfig:
     def __post_init__(self) -> None:
         if self.side < 0:
             raise ValueError(f"--side must be 0 or more, is {self.side}")
+        if self.min_confidence and not self.photos:
+            raise ValueError("--min_confidence is of predicted mattes: give --photos too")
         if self.soften < 0:
             raise ValueError(f"--soften must be 0 or more, is {self.soften}")
         if self.soften and importlib.util.find_spec("pymatting") is None:
@@ -81,7 +88,10 @@ def main(argv: Sequence[str]) -> None:
     began = datetime.now(UTC)
     options = config.parse(PackConfig, argv)
     source, output = cluster.absolute(options.pairs).rstrip("/"), cluster.absolute(options.output)
-    found = find_pairs(source, options.layout, options.split_seed, options.max_unpaired_fraction)
+    if options.photos:
+        found = pair_predictions(source, cluster.absolute(options.photos), options.min_confidence)
+    else:
+        found = find_pairs(source, options.layout, options.split_seed, options.max_unpaired_fraction)
     name = source.rpartition("/")[2]
     recipe = {"pairs": found.fingerprint, "source": name, "side": options.side, "soften": options.soften}
     recipe["pillow"] = PIL.__version__

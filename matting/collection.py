@@ -20,6 +20,7 @@ import pyarrow.compute
 
 from matting import images, shards, storage, synthetic
 from matting.pairs import MAX_IMAGE_BYTES, find_pairs, split_of
+from matting.predictions import read_matte
 
 SPLITS = ("train", "val", "test")
 FETCHES = 16  # pairs in flight in one task
@@ -74,7 +75,7 @@ class RawRows:
         """(key, image bytes, matte bytes, why they could not be read or nothing), in order, several at a time."""
         rows = self.table.to_pylist()
         with ThreadPoolExecutor(FETCHES) as pool:
-            fetches = [pool.submit(fetch_pair, row["image_uri"], row["matte_uri"]) for row in rows]
+            fetches = [pool.submit(fetch_pair, row["key"], row["image_uri"], row["matte_uri"]) for row in rows]
             for row, fetched in zip(rows, fetches, strict=True):
                 try:
                     image, matte = fetched.result()
@@ -275,9 +276,9 @@ def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def fetch_pair(image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
-    """The bytes of both files."""
-    return storage.read_bytes(image_uri, MAX_IMAGE_BYTES), storage.read_bytes(matte_uri, MAX_IMAGE_BYTES)
+def fetch_pair(key: str, image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
+    """The bytes of the image and of the matte."""
+    return storage.read_bytes(image_uri, MAX_IMAGE_BYTES), read_matte(key, matte_uri, MAX_IMAGE_BYTES)
 
 
 def decode(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:

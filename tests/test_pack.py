@@ -7,12 +7,15 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+import torch
 
-from jobs import pack
+from jobs import pack, predict
 from jobs.cluster import JobError
-from matting import images
+from matting import checkpoint, images, ledger, outputs
 from matting.collection import PairOptions, open_pairs
 from matting.pairs import PairsError
+from matting.synthetic import draw_person
+from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -74,6 +77,35 @@ def test_softens_masks_at_the_packed_size_and_leaves_mattes_alone(tmp_path: Path
     np.testing.assert_array_equal(alphas[5]["images/matte.png"], alphas[0]["images/matte.png"])
     assert np.abs(alphas[0]["images/mask.png"] - small).max() > 80
     assert np.abs(alphas[5]["images/mask.png"] - small).max() < 25
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_packs_what_a_network_is_confident_of(tmp_path: Path, sink: str) -> None:
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(width=4))
+    checkpoint.save(str(tmp_path / "trained"), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
+    (tmp_path / "photos/x").mkdir(parents=True)
+    for number in range(8):
+        (tmp_path / f"photos/x/{number}.jpg").write_bytes(images.encode_jpeg(draw_person(5, number, 40, 50)[0]))
+    (tmp_path / "photos/x/empty.jpg").write_bytes(b"")
+    uris = [f"--checkpoint={tmp_path}/trained", f"--images={tmp_path}/photos", f"--output={tmp_path}/mattes"]
+    predict.main([*uris, "--max-failed=1", f"--sink={sink}"])
+    rows = ledger.read(str(tmp_path / "mattes")).to_pylist()
+    confidences = sorted(row["confidence"] for row in rows if row["status"] == "done")
+    expected = {row["key"] for row in rows if row["status"] == "done" and row["confidence"] >= confidences[3]}
+    arguments = [f"--pairs={tmp_path}/mattes", f"--photos={tmp_path}/photos", f"--output={tmp_path}/packed"]
+    pack.main([*arguments, f"--min_confidence={confidences[3]}"])
+    packed = open_pairs(str(tmp_path / "packed"), PairOptions())
+    assert set(packed.keys["train"]) == expected
+    assert packed.counts() == {"train": 5, "val": 0, "test": 0}
+    alphas = {row["key"]: row["outputs"] for row in rows}
+    for example in packed.splits["train"].examples(None):
+        alpha = outputs.read_alpha(str(tmp_path / "mattes"), example.key, alphas[example.key])
+        np.testing.assert_array_equal(example.alpha, alpha)
+        photo = images.decode_image((tmp_path / "photos" / example.key).read_bytes())
+        np.testing.assert_array_equal(example.image, photo)
+    with pytest.raises(PairsError, match=r"Of 8 mattes .* none has a confidence of at least 1"):
+        pack.main([*arguments, "--min_confidence=1"])
 
 
 def test_shrinks_the_longer_side_and_keeps_the_aspect(tmp_path: Path) -> None:
