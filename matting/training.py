@@ -176,6 +176,7 @@ class Trainer:
             [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
             betas=config.betas,
+            fused=True,  # one pass over the weights in place of some ten
         )
 
     def state(self) -> dict[str, Any]:
