@@ -305,6 +305,8 @@ def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
 def fit(settings: dict[str, Any], datasets: dict[str, Any], use_gpu: bool) -> str:
     """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
     options: TrainConfig = settings["options"]
+    # It tells workers of machines that are about to go, which no worker here asks; and it is one more process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     output, _, name = settings["folder"].uri.rpartition("/")
     filesystem, path = storage.filesystem(output)
     trainer = TorchTrainer(
