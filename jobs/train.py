@@ -128,6 +128,12 @@ class TrainConfig(PairOptions):
         for name in ("size", "width", "depth", "batch", "epochs", "synthetic_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
+        smallest = self.size // 2 if self.small_until else self.size
+        if smallest < 2 ** (self.depth + 1):  # a batch of one picture would leave BatchNorm a single value
+            raise ValueError(
+                f"pictures of {smallest} pixels, halved --depth {self.depth} times, have less than two pixels a side: "
+                "give a larger --size, a smaller --depth, or --small_until 0"
+            )
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)?", str(self.workers)) or self.fewest_workers > self.most_workers:

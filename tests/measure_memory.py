@@ -35,7 +35,7 @@ class Study:
 STUDIES = {
     "train": Study(
         "train",
-        ("--width=4", "--size=32", "--epochs=2", "--batch=64", "--cache=off"),
+        ("--width=4", "--size=32", "--depth=2", "--epochs=2", "--batch=64", "--cache=off"),
         10,
         {"jobs/train.py": "driver", "RayTrainWorker": "worker", "ReadPairs": "reading task", "SplitCoord": "feeder"},
     ),

@@ -10,7 +10,7 @@ from matting import ledger, storage
 from tests import faults
 from tests.drawing import write_folders
 
-SMALL = ["--size=32", "--width=4", "--batch=4", "--epochs=2"]
+SMALL = ["--size=32", "--width=4", "--depth=2", "--batch=4", "--epochs=2"]
 # Columns of the ledger that differ between two runs: the last, since a checkpoint says where its data was.
 OF_THE_RUN = ("run", "finished_at", "outputs", "model")
 

@@ -35,7 +35,7 @@ from tests.stores import enforced
 STORAGE = jobs.ROOT / "infra/aws/storage.yaml"
 CLUSTER = jobs.ROOT / "infra/aws/ray-cluster.yaml"
 BUCKETS = ("Data", "Photos", "Runs", "Results")
-SMALL = ["--size=32", "--width=4", "--batch=4", "--epochs=1"]
+SMALL = ["--size=32", "--width=4", "--depth=2", "--batch=4", "--epochs=1"]
 DRIVER = """
 import json, sys
 from jobs import pack, predict, train

@@ -113,13 +113,6 @@ def test_a_run_killed_after_its_last_epoch_still_gets_its_best_and_its_page(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_without_the_cache_the_same_command_trains_the_same_network(undisturbed: Path, tmp_path: Path) -> None:
-    train.main([*SMALL, "--epochs=3", "--cache=off", f"--output={tmp_path}", "--name=run"])
-    assert [row["epoch_loss"] for row in epochs(tmp_path / "run")] == [row["epoch_loss"] for row in epochs(undisturbed)]
-    assert same(weights(tmp_path / "run/best"), weights(undisturbed / "best"))
-
-
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_not_finite_fails_and_names_the_batch(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"not finite at step \d+ of epoch 1; .*synthetic/0000\d\d"):
         train.main([*SMALL, "--learning-rate=1e30", f"--output={tmp_path}"])
@@ -144,7 +137,7 @@ def damaged(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None:
-    options = ["--width=4", "--size=32", "--epochs=1", f"--data={damaged}", f"--output={tmp_path}"]
+    options = ["--width=4", "--size=32", "--depth=2", "--epochs=1", f"--data={damaged}", f"--output={tmp_path}"]
     train.main([*options, "--cache=off", "--name=run", "--max-rejected-fraction=0.2"])
     page = (tmp_path / "run/report.html").read_text()
     pairs = open_pairs(str(damaged), PairOptions())
@@ -164,6 +157,9 @@ def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -
         (PairsError, [f"--data={undisturbed}", output, "--layout=ppm"], "layout ppm"),
         (ConfigError, ["--bacth=3"], "Did you mean 'batch'"),
         (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
+        (ConfigError, [f"--data={undisturbed}", output, "--size=64"], "pictures of 32 pixels, halved --depth 5 times"),
+        (ConfigError, ["--repeats=1,x", output], "repeats takes"),
+        (ConfigError, ["--repeats=1,2", output], "--repeats has 2 numbers and --data 1 URIs"),
         (ConfigError, [*SMALL, output, "--name=Läufe"], "give --name"),
         (ClusterError, [*SMALL, "--workers=64", output], "64 workers need 64 CPUs"),
         (ConfigError, [*SMALL, "--epochs=3", "--width=8", f"--output={undisturbed.parent}", "--name=run"], "width was"),
