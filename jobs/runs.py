@@ -19,10 +19,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from ray.train import Checkpoint, Result
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -160,7 +162,9 @@ class Recorder:
         self._history = folder.history(trainer.steps)
         if trainer.epochs:
             folder.restore_best(trainer.best_mad)
-        self._uploads = ThreadPoolExecutor(1)
+        # One that computed with a second thread of its own would make more such threads than cores, and those of the
+        # training step would sleep wherever they wait for one another: libgomp lets them spin only while there are not.
+        self._uploads = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
         self._upload: Future[None] | None = None
         self._tally = telemetry.Tally()
         self._published = time.monotonic()
