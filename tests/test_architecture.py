@@ -22,6 +22,7 @@ SHARED_JOBS_MODULES = {
     "jobs.telemetry",
     "jobs.tracking",
     "jobs.measure",
+    "jobs.findings",
     "jobs.idle",
 }
 
@@ -49,6 +50,7 @@ KNOWS_NOT = {
     "jobs.actors": (*PACKAGES, "torch", "numpy", "pyarrow"),
     "jobs.telemetry": PACKAGES,
     "jobs.tracking": ("jobs.streams", "jobs.blocks", "matting.predictor"),
+    "jobs.findings": ("jobs.measure", "jobs.streams", "ray.data", "ray.train"),
     "jobs.measure": ("jobs.cluster", "jobs.streams", "ray.data", "ray.train"),
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
 }

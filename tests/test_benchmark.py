@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import benchmark, idle, measure
-from jobs.benchmark import BenchmarkConfig, Results, Workload
+from jobs import benchmark, findings, idle, measure
+from jobs.benchmark import BenchmarkConfig, Workload
+from jobs.findings import Results
 from matting import checkpoint, images
 from matting.training import Plan, Step, TrainingConfig
 from matting.unet import UNet, UNetConfig
@@ -131,7 +132,7 @@ def figures(rounds: int) -> Results:
 def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark.tell(figures(2), datetime.now(UTC), tmp_path)
+    findings.tell(figures(2), datetime.now(UTC), tmp_path)
     told = json.loads((tmp_path / "benchmark.json").read_text())
     assert told["figures"]["predict, s, none"] == {"unit": "photos/s", "median": 67.5, "values": [45, 90]}
     assert told["ratios"]["predict, s, none / network alone, predicting"] == 0.9
