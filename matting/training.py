@@ -217,7 +217,7 @@ class Trainer:
             NonFiniteLoss: see there.
         """
         generator = torch.Generator().manual_seed(self._epoch_seed())
-        self.model.train()
+        self._learning.train()
         began = done = time.monotonic()
         squares = values = waiting = 0.0
         samples, steps, elapsed = 0.0, 0, 0.0
@@ -255,15 +255,14 @@ class Trainer:
         total = _Sums(*sum_over_workers(facts, self.device))
         if not math.isfinite(total.squares):
             raise NonFiniteLoss(self._non_finite(batch["key"], squares))
-        loss = self.config.mse * squared
+        # DistributedDataParallel averages gradients; the gradient of a sum is the sum over workers.
+        loss = self.config.mse * squared * (world_size() if self.config.reduction == "sum" else 1)
         if self.config.l1:
             loss = loss + self.config.l1 * l1(alpha_of(pred), alpha)
         if self.config.laplacian:
             loss = loss + self.config.laplacian * laplacian(alpha_of(pred), alpha)
-        # DistributedDataParallel averages gradients; the gradient of a sum is the sum over workers.
-        scale = world_size() if self.config.reduction == "sum" else 1
         self._optimizer.zero_grad()
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(self.config.schedule, progress)
         self._optimizer.step()
