@@ -204,11 +204,8 @@ def leave_results(
     results = {**means, "sources": of_sources} if of_sources else means
     storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(results, indent=2) + "\n").encode())
     for name, some in {**of_sources, "all": means}.items():
-        print(
-            "  ".join(
-                [name if of_sources else "", *(f"{metric} {value:.6g}" for metric, value in some.items())]
-            ).strip()
-        )
+        line = "  ".join(f"{metric} {value:.6g}" for metric, value in some.items())
+        print(f"{name}: {line}" if of_sources else line)
     print(f"Page: {output}/report.html")
 
 

@@ -186,6 +186,7 @@ def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
     for split in ("train", "val"):
         if not pairs.keys[split]:
             raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
+    numbers = epoch_numbers(options, pairs)
     storage.check_writable(cluster.absolute(options.output))
     folder = RunFolder(options.run_uri)
     if not folder.name.isascii():
@@ -193,14 +194,15 @@ def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
     identity = options.identity(pairs.fingerprint)
     folder.begin(cluster.command(), identity)
     with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):
-        go_on(options, pairs, folder, kind_of_trainer)
+        go_on(options, pairs, numbers, folder, kind_of_trainer)
     storage.remove_partials(folder.uri, began)
 
 
-def go_on(options: TrainConfig, pairs: Pairs, folder: RunFolder, kind_of_trainer: type[Trainer]) -> None:
+def go_on(
+    options: TrainConfig, pairs: Pairs, numbers: np.ndarray, folder: RunFolder, kind_of_trainer: type[Trainer]
+) -> None:
     """Train until the run is finished, then make the page."""
     progress = folder.progress()
-    numbers = epoch_numbers(options, pairs)
     plan = options.plan(len(numbers))
     if progress and plan.finished(progress["epochs"], progress["seconds"]):
         print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
