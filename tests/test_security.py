@@ -277,6 +277,7 @@ def test_a_photo_larger_than_any_picture_can_be_is_not_fetched(tmp_path: Path) -
 def test_a_hostile_key_reads_no_matte_from_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
     (tmp_path / "mattes").mkdir()
+    (tmp_path / "mattes/own.png").write_bytes(b"own")
     for key in ("../secret.jpg", "a/../../secret"):
         with pytest.raises(StorageError, match="would lead out of"):
             FileAlphas(str(tmp_path / "mattes"))(key, None)
