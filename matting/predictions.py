@@ -19,7 +19,6 @@ from matting import ledger, storage
 from matting.pairs import Pair, Pairing, PairsError
 
 _TABLE = ".parquet"
-# Plain types, whatever the file calls them: none that unpickles.
 _MATTES = pa.schema([("key", pa.string()), ("alpha", pa.binary()), ("cutout", pa.binary())])
 _loading = threading.Lock()
 
@@ -71,5 +70,16 @@ def read_matte(key: str, matte_uri: str, limit: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def _table(uri: str) -> dict[str, bytes]:
-    rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=_MATTES.names).cast(_MATTES)
-    return {row["key"]: row["alpha"] or row["cutout"] for row in rows.to_pylist()}
+    data = storage.read_bytes(uri)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        # As jobs/predict.py writes them: what a stranger packed might unpack to any size, or unpickle objects.
+        plain = all(file.schema_arrow.field(name).type == _MATTES.field(name).type for name in _MATTES.names)
+        if not plain or any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
+            raise storage.StorageError(f"{uri} is no table of mattes that jobs/predict.py wrote.")
+        rows = file.read(_MATTES.names).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:  # Parquet's words for damage and other columns
+        raise storage.StorageError(f"{uri} cannot be read as a table of mattes ({error}).") from error
+    return {row["key"]: row["alpha"] or row["cutout"] for row in rows}

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from jobs import pack, predict
 from jobs.cluster import JobError
 from matting import checkpoint, images, ledger, outputs
-from matting.collection import PairOptions, open_pairs
+from matting.collection import PairOptions, RawRows, open_pairs
 from matting.pairs import PairsError
+from matting.predictions import read_matte
+from matting.storage import StorageError
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
@@ -106,6 +110,24 @@ def test_packs_what_a_network_is_confident_of(tmp_path: Path, sink: str) -> None
         np.testing.assert_array_equal(example.image, photo)
     with pytest.raises(PairsError, match=r"Of 8 mattes .* none has a confidence of at least 1"):
         pack.main([*arguments, "--min_confidence=1"])
+
+
+def test_a_table_of_mattes_that_is_damaged_or_foreign_costs_its_own_pairs_only(tmp_path: Path) -> None:
+    mattes = pa.table({"key": ["a"], "alpha": [b"matte"], "cutout": pa.array([None], pa.binary())})
+    pq.write_table(mattes, tmp_path / "good.parquet", compression="none")
+    pq.write_table(mattes, tmp_path / "packed.parquet", compression="zstd")
+    pq.write_table(mattes.drop_columns("alpha"), tmp_path / "other.parquet", compression="none")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-20])
+    assert read_matte("a", f"{tmp_path}/good.parquet", 100) == b"matte"
+    for name in ("packed", "other", "cut"):
+        with pytest.raises(StorageError, match=f"{name}.parquet"):
+            read_matte("a", f"{tmp_path}/{name}.parquet", 100)
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    uris = {"key": ["a", "a"], "image_uri": [f"{tmp_path}/a.jpg"] * 2}
+    uris["matte_uri"] = [f"{tmp_path}/{name}.parquet" for name in ("cut", "good")]
+    (_, _, _, reason), (_, _, matte, nothing) = RawRows(pa.table(uris)).fetch()
+    assert "cut.parquet cannot be read as a table of mattes" in reason
+    assert (matte, nothing) == (b"matte", "")
 
 
 def test_shrinks_the_longer_side_and_keeps_the_aspect(tmp_path: Path) -> None:
