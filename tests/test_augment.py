@@ -30,6 +30,12 @@ def opaque(image: Tensor) -> Tensor:
     return torch.ones_like(image[:, :1])
 
 
+def only_zoom(monkeypatch: pytest.MonkeyPatch, zoom: tuple[float, float]) -> None:
+    """No turning and no stretching."""
+    for name, value in {"TURN": 0.0, "STRETCH": 0.0, "ZOOM": zoom}.items():
+        monkeypatch.setattr(augment, name, value)
+
+
 # All of it ------------------------------------------------------------------------------------------------------------
 
 
@@ -64,9 +70,7 @@ def test_the_alpha_stays_on_its_image(shape: tuple[int, ...], size: int) -> None
 
 
 def test_half_the_size_is_the_mean_of_four_pixels_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STRETCH", "TURN"):
-        monkeypatch.setattr(augment, name, 0.0)
-    monkeypatch.setattr(augment, "ZOOM", (1.0, 1.0))
+    only_zoom(monkeypatch, (1.0, 1.0))
     image, alpha = noise((6, 3, 16, 16))
     small, _, inside = augment.move(image, alpha, 8, generator())
     means = torch.nn.functional.avg_pool2d(image, 2)
@@ -96,9 +100,7 @@ def test_windows_of_all_sizes_turned_both_ways_and_half_of_them_mirrored() -> No
 
 
 def test_inside_is_where_the_picture_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "TURN", 0.0)
-    monkeypatch.setattr(augment, "STRETCH", 0.0)
-    monkeypatch.setattr(augment, "ZOOM", (1.5, 1.5))
+    only_zoom(monkeypatch, (1.5, 1.5))
     image = ramp(64, 20)
     moved, _, inside = augment.move(image, opaque(image), 64, generator())
     shares = inside.mean(dim=(1, 2, 3))
@@ -110,9 +112,7 @@ def test_inside_is_where_the_picture_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_window_smaller_than_the_picture_lies_inside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "TURN", 0.0)
-    monkeypatch.setattr(augment, "STRETCH", 0.0)
-    monkeypatch.setattr(augment, "ZOOM", (0.6, 1.0))
+    only_zoom(monkeypatch, (0.6, 1.0))
     image = ramp(64, 100)
     moved, _, inside = augment.move(image, opaque(image), 64, generator())
     assert inside.min() == 1
