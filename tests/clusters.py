@@ -8,7 +8,7 @@ from tests import jobs
 HEAD = {
     "num_cpus": 0,
     "object_store_memory": 200_000_000,
-    "dashboard_port": None,  # a free one: another cluster may have the usual
+    "include_dashboard": False,
     "_system_config": {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 500,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from jobs import predict
-from jobs.cluster import ClusterError, JobError
+from jobs.cluster import CANNOT_BEGIN, ClusterError, JobError
 from matting import checkpoint, images, storage
 from matting.predictor import Predictor
 from matting.synthetic import draw_person
@@ -392,7 +392,7 @@ def test_too_small_a_cluster_is_an_error_before_any_work(trained: str, tmp_path:
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_says_what_is_wrong_and_exits_with_2(trained: str, tmp_path: Path) -> None:
+def test_says_what_is_wrong_before_it_begins(trained: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         ([f"--checkpoint={tmp_path}", f"--images={tmp_path}", f"--output={tmp_path}/out"], "not a whole checkpoint"),
@@ -400,11 +400,14 @@ def test_says_what_is_wrong_and_exits_with_2(trained: str, tmp_path: Path) -> No
         ([f"--checkpoint={trained}", f"--images={trained}", f"--output={tmp_path}/out"], "no photo"),
         (["--write=mask", f"--checkpoint={trained}", "--images=x", "--output=y"], "--write takes alpha"),
     ):
-        code, output = jobs.run("predict", *arguments)
-        assert code == 2
-        assert words in output
-        assert len(output.splitlines()) == 1
+        with pytest.raises(CANNOT_BEGIN, match=words) as caught:
+            predict.main(arguments)
+        assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["empty"]  # noqa: PTH208 - names
+    code, output = jobs.run("predict", *arguments)
+    assert code == 2
+    assert words in output
+    assert len(output.splitlines()) == 1
 
 
 def test_a_store_that_fails_in_the_end_is_a_failure_and_costs_nothing_done(trained: str, tmp_path: Path) -> None:

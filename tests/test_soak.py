@@ -1,4 +1,4 @@
-"""A short soak: two faults; and of all that the runs left and logged, nothing tells a secret."""
+"""A short soak: one fault; and of all that the runs left and logged, nothing tells a secret."""
 
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ import pytest
 from matting import storage
 from tests import soak
 
-FAULTS, SEED = 2, 207  # predicting loses its driver, training a worker
+FAULTS, SEED = 1, 16  # training on S3 loses its worker in its first epoch
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-5d1f",
     "AWS_SESSION_TOKEN": "planted-session-token-77ac",
@@ -28,7 +28,7 @@ def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-def test_after_each_fault_everything_holds_and_no_secret_is_told(
+def test_after_a_fault_everything_holds_and_no_secret_is_told(
     tmp_path: Path, ray_logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, secret in SECRETS.items():
