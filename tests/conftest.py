@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: a real object store and fresh buckets in it, a cluster."""
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -8,6 +9,10 @@ import boto3
 import hypothesis
 import pytest
 import ray
+
+# Several processes compute on the same cores here. Threads that wait for others by spinning would keep those from
+# running for which they wait. Read when torch is loaded, by this process and all that it starts.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests import faults
 from tests.stores import CREDENTIALS, moto
