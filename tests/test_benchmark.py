@@ -40,12 +40,8 @@ def test_what_runs_without_a_cluster_gives_figures(work: Workload, monkeypatch: 
     monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 1)  # so that half as many processes start
     results = Results()
     options = BenchmarkConfig(seconds=0.2)
-    benchmark.network(results, work, options)
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(benchmark, "alone", lambda function, *arguments: function(*arguments))  # seen above, and slow
-    for measurement in (benchmark.stages, benchmark.scripts):
+    for measurement in (benchmark.network, benchmark.stages, benchmark.scripts):
         measurement(results, work, options)
-    torch.set_num_threads(threads)
     assert all(value > 0 for values in results.values.values() for value in values)
     for name in ("network alone, training", "stage, 60x70: decode", "script, predicting, plain loop"):
         assert len(results.values[name]) == 1
