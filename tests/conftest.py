@@ -2,8 +2,11 @@
 
 import logging
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import hypothesis
@@ -38,6 +41,16 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the processes that share the suite, file by file, none begins a long file when the others are done."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_files() -> Iterator[Path]:
+    """Where all of Ray's processes leave their files. Its sockets' paths must be short, so it is no tmp_path."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_TMPDIR", str(folder))
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
