@@ -22,7 +22,7 @@ STRETCH = 0.15  # of one side against the other, as the logarithm of their ratio
 TURN = math.radians(12)
 LIGHT = 0.3  # standard deviation of the logarithm of brightness, of contrast and of saturation
 TINT = 0.1  # of the logarithm of each colour's share
-PLACED = 0.25  # of the pictures
+PLACED = 0.5  # of the pictures
 WORN = 0.25  # are blurred; and as many are noisy
 NOISE = 0.06  # standard deviation at the most
 
