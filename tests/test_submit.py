@@ -63,13 +63,14 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def submitting(python: Path) -> Iterator[dict[str, str]]:
+def submitting(python: Path, ray_files: Path) -> Iterator[dict[str, str]]:
     """The environment of a user whose RAY_ADDRESS is the dashboard of a cluster, with a token."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | token
+    environment["TMPDIR"] = str(ray_files)  # a dashboard's processes leave a folder there
     with subprocess.Popen(
         [python, "-c", HEAD, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as head:
