@@ -58,7 +58,7 @@ class AlphaOfAnySize(nn.Module):
     def __init__(self, network: UNet) -> None:
         super().__init__()
         self._network = network
-        self._multiple = 2**network.config.depth
+        self._multiple = network.config.multiple
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

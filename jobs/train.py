@@ -46,7 +46,7 @@ from matting.devices import Precision
 from matting.losses import Reduction
 from matting.predictor import Network, Predictor
 from matting.training import NonFiniteLoss, Plan, Schedule, Score, Trainer, TrainingConfig, mean_scores
-from matting.unet import Relu, UNet, UNetConfig
+from matting.unet import Join, Relu, UNet, UNetConfig
 
 WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
 RESIZE_SECONDS = 60.0  # between two looks at whether more workers would fit: a change costs the epoch so far
@@ -72,6 +72,9 @@ class TrainConfig(PairOptions):
         depth: how often the network halves the picture.
         max_width: channels that no level has more of.
         relu: after every convolution ("layer") or every second one ("block").
+        join: how a level's features come back on the way up: "concat" and two convolutions, or "add" and one.
+        stem: pixels a side that the network's levels take as one.
+        ends: alphas of the trained network within this of 0 and 1 become 0 and 1.
         learning_rate: of AdamW, which without weight decay is Adam.
         betas: of AdamW.
         weight_decay: of the convolutions' weights.
@@ -103,6 +106,9 @@ class TrainConfig(PairOptions):
     depth: int = 3
     max_width: int = 1024
     relu: Relu = "layer"
+    join: Join = "concat"
+    stem: int = 1
+    ends: float = 0.0
     learning_rate: float = TrainingConfig.learning_rate
     betas: tuple[float, float] = TrainingConfig.betas
     weight_decay: float = TrainingConfig.weight_decay
@@ -125,14 +131,15 @@ class TrainConfig(PairOptions):
     cache: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("size", "width", "depth", "batch", "epochs", "synthetic_pairs"):
+        for name in ("size", "width", "depth", "stem", "batch", "epochs", "synthetic_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
         smallest = self.size // 2 if self.small_until else self.size
-        if smallest < 2 ** (self.depth + 1):  # a batch of one picture would leave BatchNorm a single value
+        multiple = self.network().multiple
+        if smallest < 2 * multiple:  # a batch of one picture would leave BatchNorm a single value
             raise ValueError(
-                f"pictures of {smallest} pixels, halved --depth {self.depth} times, have less than two pixels a side: "
-                "give a larger --size, a smaller --depth, or --small_until 0"
+                f"pictures of {smallest} pixels have less than two a side where the network has made them {multiple} "
+                "times smaller: give a larger --size, a smaller --depth, or --small_until 0"
             )
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
@@ -162,6 +169,10 @@ class TrainConfig(PairOptions):
         """What makes two commands the same run."""
         options = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
         return {**options, "betas": list(self.betas), "data_fingerprint": fingerprint}
+
+    def network(self) -> UNetConfig:
+        """The part that :mod:`matting.unet` needs."""
+        return UNetConfig(**{field.name: getattr(self, field.name) for field in fields(UNetConfig)})
 
     def training(self) -> TrainingConfig:
         """The part that :mod:`matting.training` needs."""
@@ -351,7 +362,7 @@ def train_worker(settings: dict[str, Any]) -> str:
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     torch.manual_seed(options.seed)
-    model = UNet(UNetConfig(options.width, options.depth, options.relu, options.max_width))
+    model = UNet(options.network())
     trainer: Trainer = settings["trainer"](model, options.training(), get_device())
     if last := ray.train.get_checkpoint():
         place = storage.join(settings["folder"].uri, Path(last.path).name)

@@ -145,7 +145,7 @@ def folded(model: UNet) -> UNet:
 
 
 def to_bf16(network: UNet) -> UNet:
-    """A copy that computes in bfloat16 between its first convolution and its tanh, and takes and gives float32.
+    """A copy that computes in bfloat16 between its first convolution and its tanh, which are in float32.
 
     The first convolution stays in float32: large even areas of a photo add its weights' rounding errors up, and they
     make most of the difference. So alphas are within 2/255 of float32 but for a few pixels in a thousand.
@@ -155,7 +155,6 @@ def to_bf16(network: UNet) -> UNet:
     assert isinstance(first, nn.Sequential)
     assert isinstance(first_rounded, nn.Sequential)
     first_rounded[0] = nn.Sequential(copy.deepcopy(first[0]), _To(torch.bfloat16))
-    rounded.head.append(_To(torch.float32))
     return rounded
 
 

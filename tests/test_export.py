@@ -14,9 +14,9 @@ from PIL import Image
 from jobs import export
 from matting import checkpoint, storage
 from matting.synthetic import draw_person
-from matting.unet import Relu, UNet, alpha_of
+from matting.unet import UNet, alpha_of
 from tests.jobs import ROOT, run
-from tests.test_predictor import as_if_trained
+from tests.test_predictor import SHAPES, as_if_trained
 
 SIZE = 32
 
@@ -25,19 +25,18 @@ def save(uri: str, model: UNet) -> None:
     checkpoint.save(uri, model, checkpoint.describe(model, SIZE, {}, {}), {"val_mad": 0.5}, train_state={"epoch": 1})
 
 
-@pytest.fixture(scope="module", params=["layer", "block"])
-def exported(request: pytest.FixtureRequest) -> tuple[UNet, bytes]:
-    """A network, and its model.onnx."""
-    relu: Relu = request.param
-    model = as_if_trained(relu)
-    save(f"memory://export/{relu}", model)
-    export.main([f"--checkpoint=memory://export/{relu}", f"--output=memory://export/{relu}-onnx"])
-    return model, storage.read_bytes(f"memory://export/{relu}-onnx/model.onnx")
+@pytest.fixture(scope="module", params=SHAPES)
+def exported(request: pytest.FixtureRequest) -> tuple[UNet, str]:
+    """A network, and the URI that it was exported to."""
+    model, uri = as_if_trained(request.param), f"memory://export/{request.param}"
+    save(uri, model)
+    export.main([f"--checkpoint={uri}", f"--output={uri}-onnx"])
+    return model, f"{uri}-onnx"
 
 
-def test_answers_as_the_network_at_any_batch_and_size(exported: tuple[UNet, bytes]) -> None:
-    model, data = exported
-    session = onnxruntime.InferenceSession(data)
+def test_answers_as_the_network_at_any_batch_and_size(exported: tuple[UNet, str]) -> None:
+    model, uri = exported
+    session = onnxruntime.InferenceSession(storage.read_bytes(f"{uri}/model.onnx"))
     sizes = [(128, 128), (64, 96), (40, 48), (37, 53), (33, 8), (100, 7), (5, 4), (2, 300), (1, 1)]
     for batch in (1, 3):
         for height, width in sizes:
@@ -50,10 +49,10 @@ def test_answers_as_the_network_at_any_batch_and_size(exported: tuple[UNet, byte
             assert height * width < 64 or expected.std() > 1e-3  # not saturated, or any two networks would agree
 
 
-def test_says_what_it_is(exported: tuple[UNet, bytes]) -> None:
-    model, data = exported
+def test_says_what_it_is(exported: tuple[UNet, str]) -> None:
+    _, uri = exported
+    data, loaded = storage.read_bytes(f"{uri}/model.onnx"), checkpoint.load(uri)
     proto = onnx.load_from_string(data)
-    loaded = checkpoint.load(f"memory://export/{model.config.relu}")
     assert {entry.key: entry.value for entry in proto.metadata_props} == {
         "model_sha256": loaded.identity,
         "size": str(SIZE),

@@ -16,7 +16,7 @@ from matting.devices import Precision
 from matting.images import Pixels
 from matting.predictor import Network, Predictor, folded
 from matting.synthetic import draw_person
-from matting.unet import Relu, UNet, UNetConfig, alpha_of
+from matting.unet import UNet, UNetConfig, alpha_of
 from tests.test_training import batch, new_trainer
 
 SIZE = 32
@@ -37,10 +37,17 @@ def photos(*sizes: tuple[int, int]) -> list[Pixels]:
     return [images.resize(person, *size) for person, size in zip(people, sizes, strict=False)]
 
 
-def as_if_trained(relu: Relu) -> UNet:
+SHAPES = {
+    "layer": UNetConfig(width=8),
+    "block": UNetConfig(width=8, relu="block"),
+    "light": UNetConfig(width=8, depth=2, join="add", stem=2, ends=0.05),
+}
+
+
+def as_if_trained(shape: str) -> UNet:
     """A network whose BatchNorms all have something to fold."""
     torch.manual_seed(0)
-    model = UNet(UNetConfig(width=8, relu=relu)).eval()
+    model = UNet(SHAPES[shape]).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -48,9 +55,9 @@ def as_if_trained(relu: Relu) -> UNet:
     return model
 
 
-@pytest.mark.parametrize("relu", ["layer", "block"])
-def test_folding_changes_nothing_but_the_layers(relu: Relu) -> None:
-    model = as_if_trained(relu)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folding_changes_nothing_but_the_layers(shape: str) -> None:
+    model = as_if_trained(shape)
     before = copy.deepcopy(model.state_dict())
     image = torch.rand(2, 3, 40, 48)
     network = folded(model)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def twenty_steps(recipe: str) -> list[float]:
     """The losses of a recipe's first twenty steps, of an epoch of forty, with a narrow network."""
     options = parse(TrainConfig, ["--data=x", f"--recipe={recipe}", "--precision=fp32"], presets)
     torch.manual_seed(0)
-    model = UNet(UNetConfig(4, options.depth, options.relu, options.max_width))
+    model = UNet(replace(options.network(), width=4))
     trainer = Trainer(model, options.training(), torch.device("cpu"))
     losses: list[float] = []
     # At this size the deepest level still has several pixels: a norm over a few values makes much of rounding errors.

@@ -1,7 +1,11 @@
 """The network against its written-out reference, and the promises of its docstring."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import max_pool2d
 
 from matting.unet import UNet, UNetConfig, alpha_of, pad_to_multiple
 from tests.reference.unet import SeedUNet
@@ -42,9 +46,53 @@ def test_no_level_is_wider_than_the_widest() -> None:
     assert model(torch.rand(1, 3, 32, 16)).shape == (1, 4, 32, 16)
 
 
+def test_adds_each_levels_features_and_convolves_once() -> None:
+    model = UNet(UNetConfig(width=4, depth=2, join="add")).eval()
+    image = torch.rand(1, 3, 16, 16)
+    first = model.down[0](image * 2 - 1)
+    second = model.down[1](max_pool2d(first, 2))
+    third = model.down[2](max_pool2d(second, 2))
+    features = model.up[0].grow(third) + second
+    for layer in (*model.up[0].merge, model.up[1].grow):
+        features = layer(features)
+    features = model.up[1].merge(features + first)
+    torch.testing.assert_close(model(image), torch.tanh(model.head(features)))
+    convolutions = [layer for block in model.up for layer in block.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [(8, 8), (4, 4)]
+
+
+def test_a_stem_of_two_takes_four_pixels_as_one() -> None:
+    model = UNet(UNetConfig(width=4, depth=1, stem=2)).eval()
+    image = torch.rand(1, 3, 8, 12)
+    of_colours = [(image * 2 - 1)[:, colour, y::2, x::2] for colour in range(3) for y in (0, 1) for x in (0, 1)]
+    first = model.down[0](torch.stack(of_colours, dim=1))
+    features = model.head[1](model.head[0](model.up[0](model.down[1](max_pool2d(first, 2)), first)))
+    whole = torch.zeros(1, 4, 8, 12)
+    for number in range(16):
+        channel, y, x = number // 4, number // 2 % 2, number % 2
+        whole[:, channel, y::2, x::2] = features[:, number]
+    torch.testing.assert_close(model(image), torch.tanh(model.head[2](whole)))
+
+
+def test_the_ends_of_a_trained_networks_alpha_are_clean() -> None:
+    model = UNet(UNetConfig(width=4, ends=0.05))
+    plain = UNet(UNetConfig(width=4))
+    plain.load_state_dict(model.state_dict())
+    torch.nn.init.normal_(model.head[2].weight, std=100)
+    plain.head[2].weight = model.head[2].weight
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(image), plain(image))
+    rgba, expected = model.eval()(image), plain.eval()(image)
+    assert torch.equal(rgba[:, :3], expected[:, :3])
+    alpha = np.interp(alpha_of(expected).detach().numpy(), [0.05, 0.95], [0, 1])
+    np.testing.assert_allclose(alpha_of(rgba).detach().numpy(), alpha, atol=1e-6)
+    assert (alpha.min(), alpha.max()) == (0, 1)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 13), (130, 61), (7, 200)])
-def test_takes_any_size_and_gives_it_back(size: tuple[int, int]) -> None:
-    model = UNet(UNetConfig(width=4)).eval()
+@pytest.mark.parametrize("config", [UNetConfig(width=4), UNetConfig(width=4, depth=2, join="add", stem=2)])
+def test_takes_any_size_and_gives_it_back(config: UNetConfig, size: tuple[int, int]) -> None:
+    model = UNet(config).eval()
     rgba = model(torch.rand(1, 3, *size))
     assert rgba.shape == (1, 4, *size)
     assert rgba.abs().max() <= 1
@@ -67,7 +115,10 @@ def test_alpha_is_the_fourth_channel_in_0_to_1() -> None:
     assert alpha_of(rgba).item() == 0.75
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 0}, {"relu": "both"}, {"max_width": 16}])
-def test_refuses_an_impossible_shape(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        UNetConfig(**wrong)
+IMPOSSIBLE = {"width": 0, "depth": 0, "stem": 0, "relu": "both", "max_width": 16, "join": "sum", "ends": 0.5}
+
+
+@pytest.mark.parametrize(("name", "value"), IMPOSSIBLE.items())
+def test_refuses_an_impossible_shape(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        UNetConfig(**{name: value})
