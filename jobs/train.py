@@ -84,6 +84,7 @@ class TrainConfig(PairOptions):
         reduction: of the squared error over the four channels.
         mse: weight of the squared error over the four channels.
         l1: weight of alpha's absolute error.
+        cross_entropy: weight of alpha's cross entropy when the run begins; it falls to nothing at the end.
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
         augment: vary geometry, light, backgrounds and quality.
         batch: pairs a worker takes for one step.
@@ -118,6 +119,7 @@ class TrainConfig(PairOptions):
     reduction: Reduction = TrainingConfig.reduction
     mse: float = TrainingConfig.mse
     l1: float = TrainingConfig.l1
+    cross_entropy: float = TrainingConfig.cross_entropy
     laplacian: float = TrainingConfig.laplacian
     augment: bool = TrainingConfig.augment
     batch: int = 8

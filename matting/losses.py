@@ -1,8 +1,9 @@
 """What training minimises: named terms over the network's output and its target.
 
-    mse         pred_rgba_BCHW, true_rgba_BCHW, both in [-1, 1]   -> a scalar
-    l1          pred_alpha_B1HW, true_alpha_B1HW, both in [0, 1]  -> a scalar
-    laplacian   the same                                          -> a scalar
+    mse             pred_rgba_BCHW, true_rgba_BCHW, both in [-1, 1]   -> a scalar
+    l1              pred_alpha_B1HW, true_alpha_B1HW, both in [0, 1]  -> a scalar
+    cross_entropy   the same                                          -> a scalar
+    laplacian       the same                                          -> a scalar
 
 Terms know tensors only: no model, no optimizer, no workers.
 """
@@ -34,6 +35,15 @@ def mse(pred_rgba_BCHW: Tensor, true_rgba_BCHW: Tensor, reduction: Reduction) ->
 def l1(pred_alpha_B1HW: Tensor, true_alpha_B1HW: Tensor) -> Tensor:
     """Mean absolute error, in float32."""
     return functional.l1_loss(pred_alpha_B1HW.float(), true_alpha_B1HW.float())
+
+
+def cross_entropy(pred_alpha_B1HW: Tensor, true_alpha_B1HW: Tensor) -> Tensor:
+    """Mean cross entropy in nats, in float32, of alpha as the share of pixels that show the person.
+
+    Through a tanh its gradient is the error itself, where that of the other terms vanishes as certainty grows,
+    right or wrong. It is least at the expected alpha, so that what is in doubt stays grey; l1 is so at the median.
+    """
+    return functional.binary_cross_entropy(pred_alpha_B1HW.float(), true_alpha_B1HW.float())
 
 
 def laplacian(pred_alpha_B1HW: Tensor, true_alpha_B1HW: Tensor) -> Tensor:

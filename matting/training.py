@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from matting.augment import vary
 from matting.devices import Precision, autocast_dtype, synchronise_batchnorm, to_device
-from matting.losses import Reduction, l1, laplacian, mse, rgba_target
+from matting.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target
 from matting.metrics import MetricSums, batch_metrics
 from matting.unet import UNet, alpha_of
 
@@ -51,6 +51,7 @@ class TrainingConfig:
         reduction: of the squared error.
         mse: weight of the squared error over the four channels.
         l1: weight of alpha's absolute error.
+        cross_entropy: weight of alpha's cross entropy when the run begins; it falls in a line to nothing at the end.
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
         augment: :func:`matting.augment.vary`, or the pictures as they are.
         precision: number format of the convolutions; "auto" is bfloat16 where the hardware has it.
@@ -66,6 +67,7 @@ class TrainingConfig:
     reduction: Reduction = "mean"
     mse: float = 1.0
     l1: float = 0.0
+    cross_entropy: float = 0.0
     laplacian: float = 0.0
     augment: bool = False
     precision: Precision = "auto"
@@ -259,6 +261,8 @@ class Trainer:
         loss = self.config.mse * squared * (world_size() if self.config.reduction == "sum" else 1)
         if self.config.l1:
             loss = loss + self.config.l1 * l1(alpha_of(pred), alpha)
+        if self.config.cross_entropy:
+            loss = loss + self.config.cross_entropy * (1 - progress) * cross_entropy(alpha_of(pred), alpha)
         if self.config.laplacian:
             loss = loss + self.config.laplacian * laplacian(alpha_of(pred), alpha)
         self._optimizer.zero_grad()

@@ -1,13 +1,14 @@
 """losses: values by hand, and against loops."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from matting.losses import LAPLACIAN_LEVELS, l1, laplacian, mse, rgba_target
+from matting.losses import LAPLACIAN_LEVELS, cross_entropy, l1, laplacian, mse, rgba_target
 
 
 def pixel(*values: float) -> Tensor:
@@ -55,6 +56,25 @@ def test_l1_against_loops() -> None:
     pred, true = (torch.rand(2, 1, 3, 5, generator=generator) for _ in range(2))
     total = sum(abs(pred[place].item() - true[place].item()) for place in itertools.product(*map(range, pred.shape)))
     assert l1(pred, true).item() == pytest.approx(total / 30, rel=1e-6)
+
+
+def test_cross_entropy_against_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, true = (torch.rand(2, 1, 3, 5, generator=generator) for _ in range(2))
+    total = sum(
+        -t * math.log(p) - (1 - t) * math.log(1 - p)
+        for p, t in zip(pred.flatten().tolist(), true.flatten().tolist(), strict=True)
+    )
+    assert cross_entropy(pred, true).item() == pytest.approx(total / 30, rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-8.0, -3.0, 0.0, 3.0, 8.0])
+def test_cross_entropy_through_tanh_has_the_error_for_a_gradient(logit: float) -> None:
+    drawn = torch.full((1, 1, 1, 1), logit, requires_grad=True)
+    alpha = (torch.tanh(drawn) + 1) / 2
+    cross_entropy(alpha, torch.full_like(alpha, 0.25)).backward()
+    assert drawn.grad is not None
+    assert drawn.grad.item() == pytest.approx(2 * (alpha.item() - 0.25), rel=0.1)  # tanh(8) is 2e-7 from 1 in float32
 
 
 def enlarged(values: np.ndarray) -> np.ndarray:

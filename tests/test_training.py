@@ -192,7 +192,7 @@ def test_the_first_share_of_a_run_is_trained_at_half_the_size(augment: bool) -> 
     assert sides == [SIZE // 2] * 2 + [SIZE] * 2
 
 
-@pytest.mark.parametrize("term", ["mse", "l1", "laplacian"])
+@pytest.mark.parametrize("term", ["mse", "l1", "cross_entropy", "laplacian"])
 def test_each_term_alone_brings_alpha_nearer(term: str) -> None:
     trainer = new_trainer(**{"learning_rate": 1e-2, "mse": 0.0, term: 1.0})
     pairs = [batch(*range(8))]
