@@ -153,7 +153,7 @@ class UNet(nn.Module):
         for block in self.up:
             features = block(features, skips.pop())
         features = functional.pixel_shuffle(self.head[:2](features), self.config.stem)
-        # In float32: in bfloat16, tanh is 1 from 3.1 on, and a pixel that is wrong there would have no gradient.
+        # In float32: in bfloat16, tanh is 1 from 3.5 on, and a pixel that is wrong there would have no gradient.
         rgba = torch.tanh(self.head[2](features).float())
         if self.config.ends and not self.training:
             alpha = (rgba[:, 3:] / (1 - 2 * self.config.ends)).clamp(-1, 1)

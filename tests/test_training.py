@@ -203,6 +203,17 @@ def test_each_term_alone_brings_alpha_nearer(term: str) -> None:
     assert errors[-1] < 0.6 * errors[0]
 
 
+@pytest.mark.parametrize(("epochs_before", "counts"), [(0, True), (1, True), (2, False)])
+def test_cross_entropy_counts_until_the_run_is_over(epochs_before: int, counts: bool) -> None:
+    kernels = []
+    for weight in (0.0, 1.0):
+        trainer = new_trainer(cross_entropy=weight)
+        trainer.epochs = epochs_before
+        trainer.train_epoch([batch(0, 1)], Plan(epochs=2, samples=2))
+        kernels.append(trainer.state()["optimizer"]["state"][0]["exp_avg"])
+    assert torch.equal(*kernels) != counts
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_keys() -> None:
     trainer = new_trainer()
     with torch.no_grad():

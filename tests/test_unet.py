@@ -1,5 +1,6 @@
 """The network against its written-out reference, and the promises of its docstring."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,24 @@ def test_a_stem_of_two_takes_four_pixels_as_one() -> None:
     torch.testing.assert_close(model(image), torch.tanh(model.head[2](whole)))
 
 
+def test_a_pixel_that_is_sure_is_not_yet_certain_in_bfloat16() -> None:
+    model = UNet(UNetConfig(width=4, depth=1)).eval()
+    torch.nn.init.constant_(model.head[1].bias, 1)
+    torch.nn.init.constant_(model.head[1].weight, 0)
+    torch.nn.init.constant_(model.head[2].weight, 6 / 36)  # the sum over 3 × 3 pixels of 4 channels is 6
+    with torch.autocast("cpu", torch.bfloat16):
+        alpha = model(torch.rand(1, 3, 8, 8))[0, 3, 4, 4]
+    assert alpha.item() == pytest.approx(math.tanh(6), abs=1e-6)
+
+
 def test_the_ends_of_a_trained_networks_alpha_are_clean() -> None:
-    model = UNet(UNetConfig(width=4, ends=0.05))
-    plain = UNet(UNetConfig(width=4))
-    plain.load_state_dict(model.state_dict())
-    torch.nn.init.normal_(model.head[2].weight, std=100)
-    plain.head[2].weight = model.head[2].weight
+    torch.manual_seed(0)
+    model, plain = UNet(UNetConfig(width=4, ends=0.05)), UNet(UNetConfig(width=4))
+    torch.nn.init.normal_(model.head[2].weight)
     image = torch.rand(2, 3, 32, 32)
+    for _ in range(50):  # until what comes before the last convolution is as often above as below 0 in eval mode too
+        model(image)
+    plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(image), plain(image))
     rgba, expected = model.eval()(image), plain.eval()(image)
     assert torch.equal(rgba[:, :3], expected[:, :3])
