@@ -86,7 +86,7 @@ class TrainConfig(PairOptions):
         l1: weight of alpha's absolute error.
         cross_entropy: weight of alpha's cross entropy when the run begins; it falls to nothing at the end.
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
-        augment: vary geometry, light, backgrounds and quality.
+        augment_until: share of the run that varies pictures (geometry, light, background, quality).
         batch: pairs a worker takes for one step.
         repeats: how often an epoch takes each training pair; or a number for each URI of data, with commas between.
         epochs: passes over the training pairs.
@@ -121,7 +121,7 @@ class TrainConfig(PairOptions):
     l1: float = TrainingConfig.l1
     cross_entropy: float = TrainingConfig.cross_entropy
     laplacian: float = TrainingConfig.laplacian
-    augment: bool = TrainingConfig.augment
+    augment_until: float = TrainingConfig.augment_until
     batch: int = 8
     repeats: int | str = 1
     epochs: int = 30
@@ -136,6 +136,9 @@ class TrainConfig(PairOptions):
         for name in ("size", "width", "depth", "stem", "batch", "epochs", "synthetic_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
+        for name in ("small_until", "augment_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a share of the run, from 0 to 1; is {getattr(self, name)}")
         smallest = self.size // 2 if self.small_until else self.size
         multiple = self.network().multiple
         if smallest < 2 * multiple:  # a batch of one picture would leave BatchNorm a single value

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from matting.augment import vary
+from matting.augment import mirror, vary
 from matting.devices import Precision, autocast_dtype, synchronise_batchnorm, to_device
 from matting.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target
 from matting.metrics import MetricSums, batch_metrics
@@ -53,7 +53,8 @@ class TrainingConfig:
         l1: weight of alpha's absolute error.
         cross_entropy: weight of alpha's cross entropy when the run begins; it falls in a line to nothing at the end.
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
-        augment: :func:`matting.augment.vary`, or the pictures as they are.
+        augment_until: share of the run that varies the pictures (:func:`matting.augment.vary`). After it they come as
+            prediction will see them, but for mirroring; with 0, they come so from the start, and without.
         precision: number format of the convolutions; "auto" is bfloat16 where the hardware has it.
         seed: of the weights and of the augmentation.
     """
@@ -69,7 +70,7 @@ class TrainingConfig:
     l1: float = 0.0
     cross_entropy: float = 0.0
     laplacian: float = 0.0
-    augment: bool = False
+    augment_until: float = 0.0
     precision: Precision = "auto"
     seed: int = 0
 
@@ -242,10 +243,13 @@ class Trainer:
     def _step(self, batch: Batch, generator: torch.Generator, progress: float, elapsed: float) -> _Sums:
         image, alpha = self._to_device(batch)
         size = image.shape[-1] // 2 if progress < self.config.small_until else image.shape[-1]
-        if self.config.augment:
+        if progress < self.config.augment_until:
             image, alpha = vary(image, alpha, size, generator)
-        elif size < image.shape[-1]:
-            image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)
+        else:
+            if size < image.shape[-1]:
+                image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)
+            if self.config.augment_until:
+                image, alpha = mirror(image, alpha, generator)
         target = rgba_target(image, alpha)
         with self._autocast():
             pred = self._network(image)

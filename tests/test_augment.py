@@ -180,6 +180,15 @@ def test_what_is_known_stays_and_the_rest_is_carried_on() -> None:
     assert (filled[:, 2] == 0).all()  # nothing of the 0.9 that was hidden
 
 
+def test_a_mirror_shows_about_half_of_the_pictures_with_their_alphas() -> None:
+    image, alpha = noise((400, 3, 8, 8))
+    mirrored, its_alpha = augment.mirror(image, alpha, generator())
+    same = (mirrored == image).flatten(1).all(dim=1)
+    torch.testing.assert_close(torch.where(same[:, None, None, None], image, image.flip(3)), mirrored, rtol=0, atol=0)
+    torch.testing.assert_close(torch.where(same[:, None, None, None], alpha, alpha.flip(3)), its_alpha, rtol=0, atol=0)
+    assert abs(same.float().mean() - 0.5) < 0.08
+
+
 # Wear -----------------------------------------------------------------------------------------------------------------
 
 

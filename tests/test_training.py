@@ -99,7 +99,7 @@ def test_sum_has_the_gradient_of_mean_times_the_number_of_values() -> None:
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_goes_on_from_its_state_as_if_never_stopped(average: float) -> None:
     epochs = [[batch(0, 1, 2), batch(3, 4)], [batch(4, 0), batch(1, 2, 3)], [batch(2, 1)]]
-    recipe: dict[str, Any] = {"augment": True, "average": average, "schedule": "cosine", "weight_decay": 0.1}
+    recipe: dict[str, Any] = {"augment_until": 0.7, "average": average, "schedule": "cosine", "weight_decay": 0.1}
     plan = Plan(epochs=3, samples=5)
     whole = new_trainer(**recipe)
     for batches in epochs:
@@ -183,13 +183,35 @@ def test_weights_decay_and_those_of_norms_do_not() -> None:
             torch.testing.assert_close(value, before[name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_the_first_share_of_a_run_is_trained_at_half_the_size(augment: bool) -> None:
-    trainer = new_trainer(small_until=0.5, augment=augment)
+@pytest.mark.parametrize("augment_until", [0.0, 1.0])
+def test_the_first_share_of_a_run_is_trained_at_half_the_size(augment_until: float) -> None:
+    trainer = new_trainer(small_until=0.5, augment_until=augment_until)
     sides: list[int] = []
     trainer.model.register_forward_hook(lambda _, inputs, __: sides.append(inputs[0].shape[-1]))
     trainer.train_epoch([batch(0, 1)] * 4, Plan(epochs=1, samples=8))
     assert sides == [SIZE // 2] * 2 + [SIZE] * 2
+
+
+@pytest.mark.parametrize(
+    ("augment_until", "expected"), [(0.0, [{"as is"}] * 4), (0.5, [{"varied"}] * 2 + [{"as is", "mirrored"}] * 2)]
+)
+def test_the_last_share_of_a_run_learns_from_pictures_that_are_mirrored_at_most(
+    augment_until: float, expected: list[set[str]]
+) -> None:
+    trainer = new_trainer(augment_until=augment_until)
+    shown: list[torch.Tensor] = []
+    trainer.model.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
+    pictures = batch(*range(8))
+    as_is = torch.from_numpy(pictures["image"]).permute(0, 3, 1, 2) / 255
+    trainer.train_epoch([pictures] * 4, Plan(epochs=1, samples=32))
+
+    def look(picture: torch.Tensor, original: torch.Tensor) -> str:
+        for name, same in (("as is", original), ("mirrored", original.flip(2))):
+            if torch.allclose(picture, same, atol=1e-6):
+                return name
+        return "varied"
+
+    assert [{look(*both) for both in zip(images, as_is, strict=True)} for images in shown] == expected
 
 
 @pytest.mark.parametrize("term", ["mse", "l1", "cross_entropy", "laplacian"])
