@@ -86,7 +86,8 @@ class TrainConfig(PairOptions):
         l1: weight of alpha's absolute error.
         cross_entropy: weight of alpha's cross entropy when the run begins; it falls to nothing at the end.
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
-        augment_until: share of the run that varies pictures (geometry, light, background, quality).
+        augment_until: share of the run that varies pictures (geometry, light, background, quality); then they are
+            mirrored at most.
         batch: pairs a worker takes for one step.
         repeats: how often an epoch takes each training pair; or a number for each URI of data, with commas between.
         epochs: passes over the training pairs.

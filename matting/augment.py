@@ -143,7 +143,7 @@ def wear(image_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def mirror(image_BCHW: Tensor, alpha_B1HW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """About half of the pictures mirrored, and nothing else: what leaves them as photos are."""
+    """About half of the pictures mirrored, and nothing else, so that they stay as sharp and whole as they came."""
     chosen = (torch.rand(image_BCHW.shape[0], generator=generator) < 0.5).to(image_BCHW.device)[:, None, None, None]
     return torch.where(chosen, image_BCHW.flip(3), image_BCHW), torch.where(chosen, alpha_B1HW.flip(3), alpha_B1HW)
 
