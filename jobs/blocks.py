@@ -8,6 +8,7 @@ GPUs, the network is an actor on each, to which tasks send photos at training si
 apart from it. A module of its own, since Ray's processes keep their network in it from one task to the next.
 """
 
+import ctypes
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ BLOCK_PHOTOS = 256  # a few seconds of a core's time: what a crash costs, and ho
 BLOCK_BYTES = 64_000_000  # of input files: large photos make smaller blocks, whose outputs fit into memory
 LEAST_PHOTOS = 16  # in the last blocks: each costs a task and a ledger part
 CPU_TOGETHER, GPU_TOGETHER = 4, 32  # photos that the network sees at once
+
+# Options of glibc's mallopt, in bytes. By default a photo's arrays go back to the system when they are freed, and a
+# moment later the next photo's are faulted in page by page.
+MALLOPT = {
+    -1: 64 << 20,  # M_TRIM_THRESHOLD: freed memory that a process keeps at most
+    -3: 32 << 20,  # M_MMAP_THRESHOLD: whatever is larger goes back at once
+}
 
 # What a task says of its photos. What is of the whole block is said by its first row: when the task began and ended, in
 # seconds since the epoch, and the seconds of each stage.
@@ -105,9 +113,17 @@ def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.T
 @lru_cache
 def outputs_of(work: Work, gpu: Any) -> Outputs:
     """Made once in each of Ray's processes, which run one task after another."""
+    keep_freed_memory()
     network = ElsewhereNetwork(work.load().size, gpu) if gpu else work.network(torch.device("cpu"), CPU_TOGETHER)
     predictor = Predictor(network, work.settings.refine)
     return Outputs(work.output, work.settings, work.run, work.model, predictor, GPU_TOGETHER if gpu else CPU_TOGETHER)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep some of what it frees for what it needs next, if its C library is glibc."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, size in MALLOPT.items():
+            mallopt(option, size)
 
 
 @ray.remote(num_gpus=1, num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)
