@@ -19,10 +19,10 @@ from torch.nn import functional
 
 ZOOM = (0.6, 1.4)  # side of the window over the picture's: from a closer look to a person farther away
 STRETCH = 0.15  # of one side against the other, as the logarithm of their ratio
-TURN = math.radians(12)
-LIGHT = 0.3  # standard deviation of the logarithm of brightness, of contrast and of saturation
+TURN = math.radians(6)
+LIGHT = 0.2  # standard deviation of the logarithm of brightness, of contrast and of saturation
 TINT = 0.1  # of the logarithm of each colour's share
-PLACED = 0.5  # of the pictures
+PLACED = 0.3  # of the pictures
 WORN = 0.25  # are blurred; and as many are noisy
 NOISE = 0.06  # standard deviation at the most
 
