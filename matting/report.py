@@ -111,7 +111,8 @@ def contact_sheet(cases: Sequence[Case], tile: int = 160) -> Image.Image:
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> str:
-    """Inline SVG: train_loss by step, and each val_* of the history by epoch, in a small panel of its own.
+    """Inline SVG: train_loss by step, and each val_* of the history by epoch, in a small panel of its own; but for
+    val_n, the number of pictures, which no training changes.
 
     Args:
         history: one mapping per report, in order, such as {"epoch": 1, "step": 100, "train_loss": …, "val_mad": …}.
@@ -119,7 +120,8 @@ def curves(history: Sequence[Mapping[str, float]]) -> str:
             breaks that line.
     The same history gives the same text. Axes and letters take the colour of the text around them. Nothing to draw: "".
     """
-    validation = list(dict.fromkeys(name for row in history for name in row if name.startswith("val_")))
+    names = dict.fromkeys(name for row in history for name in row)
+    validation = [name for name in names if name.startswith("val_") and name != "val_n"]
     training = ["train_loss"] if any("train_loss" in row for row in history) else []
     panels = [("step", "training loss", name, training) for name in training]
     panels += [("epoch", _validation_title(name), name, validation) for name in validation]

@@ -129,7 +129,7 @@ def lines(svg):
 
 
 def test_curves_draw_the_loss_and_every_validation_metric():
-    svg = curves([{**row, "val_new": 1.0} for row in HISTORY])
+    svg = curves([{**row, "val_n": 160, "val_new": 1.0} for row in HISTORY])
     assert re.findall(r">([^<>]*(?:training|validation|val_)[^<>]*)<", svg) == [
         "training loss",
         "validation MAD (×1e-3)",
