@@ -152,7 +152,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, way: Proxy, ray_cluster: N
         ((run,),) = duckdb.sql(f"select distinct run from '{folder}/mattes/_ledger/*.parquet'").fetchall()
         photos = partial(scraped.by, "ray_matting_predict_photos_total", "outcome", run=run)
         epoch = partial(scraped.by, "ray_matting_train_epoch", "run", run="first")
-        wait_until(lambda: sum(photos().values()) == 15 and bool(epoch()), "the driver's figures are there")
+        wait_until(lambda: sum(photos().values()) == 15 and epoch() == {"first": 2}, "the last figures are there")
     return Watched(folder / "photos", folder / "mattes", folder / "first", scraped, said.getvalue())
 
 
