@@ -3,12 +3,13 @@
 Knows torch devices and torch.distributed; no training loop, no particular network.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -54,7 +55,8 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batches of all workers: sums travel, one division at the end, as in torch's SyncBatchNorm."""
+    """BatchNorm over the batches of all workers, with one exchange of each channel's statistics on the way there and
+    one on the way back, as in torch's SyncBatchNorm; the passes over the features are torch's own."""
 
     @classmethod
     def like(cls, original: nn.BatchNorm2d) -> "CPUSyncBatchNorm":
@@ -68,15 +70,8 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(features_BCHW)
-        x = features_BCHW.float()
-        own_count = torch.full((1,), x.numel() / x.shape[1])
-        sums = sum_with_gradient(torch.cat([x.sum((0, 2, 3)), own_count]))
-        count = sums[-1]
-        mean = sums[:-1] / count
-        # A second exchange, since a mean of squares less a squared mean has few digits left where the mean is large.
-        centred = x - mean[:, None, None]
-        variance = sum_with_gradient((centred * centred).sum((0, 2, 3))) / count
         with torch.no_grad():
+            mean, variance, count = statistics_over_workers(features_BCHW)
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
@@ -84,26 +79,61 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)  # unbiased, as torch's
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(features_BCHW.dtype)
+        normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+            features_BCHW, self.weight, self.bias, mean, variance, count, self.eps
+        )
+        return normalised
 
 
-def sum_with_gradient(values: Tensor) -> Tensor:
-    """The values summed over all workers; gradients flow back to every worker's."""
-    summed: Tensor = _SumOverWorkers.apply(values)  # type: ignore[no-untyped-call]
-    return summed
+def statistics_over_workers(features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each channel's mean (C) and variance (C), and how many values they are of (), over the features of all workers;
+    float32.
+
+    Parts are joined by their means and variances (Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for
+    computing sample variances, 1979), since a mean of squares less a squared mean has few digits left where the mean is
+    large.
+    """
+    channels = features_BCHW.shape[1]
+    unused = torch.zeros(2, channels)  # running statistics, whose float32 makes the others float32
+    own_mean, own_variance = torch.batch_norm_update_stats(features_BCHW, unused[0], unused[1], 0.0)
+    own = torch.cat([own_mean, own_variance, torch.full((1,), features_BCHW.numel() / channels)])
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    means, variances, counts = torch.split(torch.stack(parts), [channels, channels, 1], dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    variance = (counts * (variances + (means - mean).square())).sum(0) / count
+    return mean, variance, count
 
 
-class _SumOverWorkers(torch.autograd.Function):
+class _Normalise(torch.autograd.Function):
+    """Features -> weight * (features - mean) / sqrt(variance + eps) + bias, where mean and variance are functions of
+    the features of all workers."""
+
     @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:  # noqa: ARG004
-        summed = values.clone()
-        dist.all_reduce(summed)
-        return summed
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(features, weight, mean, variance, count)
+        ctx.eps = eps
+        return functional.batch_norm(features, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        # Every worker's loss depends on every worker's values.
-        summed = gradient.clone()
-        dist.all_reduce(summed)
-        return summed
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, mean, variance, count = ctx.saved_tensors
+        direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, features, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        # Every worker's loss depends on every worker's features, by way of mean and variance.
+        sums = torch.stack([of_weight, of_bias])
+        dist.all_reduce(sums)
+        by_variance, by_mean = -sums * weight * torch.rsqrt(variance + ctx.eps) / count
+        indirect = functional.batch_norm(features, mean, variance, by_variance, by_mean, eps=ctx.eps)
+        return direct + indirect, of_weight, of_bias, None, None, None, None
