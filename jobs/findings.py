@@ -85,6 +85,8 @@ def compared(results: Results) -> dict[str, float]:
     names = results.values
     predictions = [name for name in names if re.fullmatch("predict, .*, (none|guided)", name)]
     none, guided = predictions[:2]  # of the first collection
+    # What one worker's step makes of all cores, though a process for each core may make more.
+    same_step = next(name for name in names if name.startswith("network alone, training, 1 ×"))
     pairs = [(name, "network alone, predicting") for name in predictions]
     pairs += [
         ("network alone, predicting", "plain eager fp32"),
@@ -93,7 +95,9 @@ def compared(results: Results) -> dict[str, float]:
         (f"{guided}, cutouts", guided),
         (none, f"{none}, 1 worker"),
         ("train, packed", "network alone, training"),
+        ("train, packed", same_step),
         ("train, raw", "network alone, training"),
+        ("train, raw", same_step),
         ("train, raw, not kept", "network alone, training"),
         ("train, packed", "script, training, DataLoader, packed"),
         ("train, raw", "script, training, DataLoader, raw"),

@@ -102,6 +102,7 @@ def figures(rounds: int) -> Results:
     for number in range(rounds):
         for name, value in {
             "network alone, predicting": 50,
+            "network alone, training, 1 × 2 threads": 19,
             "network alone, training": 20,
             "plain eager fp32": 20,
             "predict, s, none": 45,
@@ -138,6 +139,8 @@ def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     assert told["ratios"]["predict, s, none / network alone, predicting"] == 0.9
     assert told["ratios"]["predict, s, guided / script, predicting, plain loop"] == 4
     assert told["ratios"]["train, raw / script, training, DataLoader, raw"] == 1.5
+    assert told["ratios"]["train, packed / network alone, training"] == 0.95
+    assert told["ratios"]["train, packed / network alone, training, 1 × 2 threads"] == 1
     size = "predict without network, {} photos"
     assert told["ratios"][f"{size.format('5,000')} / {size.format('500')}"] == pytest.approx(1.05)
     assert told["sentences"] == [
