@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
@@ -56,8 +56,9 @@ class BenchmarkConfig:
         data: URI of raw pairs to train on; drawn ones by default.
         images: URI of a folder of photos to predict, the larger collections after the first with commas between; drawn
             ones of 178×218 and 600×800 by default.
-        checkpoint: URI of a checkpoint folder; by default an untrained network of the seed's shape, whose mattes are
-            noise, so that refining and encoding them takes longer than it would.
+        checkpoint: URI of a checkpoint folder, whose network predicts, and is trained anew by the seed's recipe; by
+            default an untrained one of the seed's shape, whose mattes are noise, so that refining and encoding them
+            takes longer than it would.
         output: URI of a local folder for results and for scratch files, which are removed at the end.
         rounds: how often everything is measured.
         seconds: that one measurement takes, start-up apart.
@@ -317,9 +318,12 @@ def trained(work: Workload, data: str, seconds: float, *options: str, without_ne
     output = work.scratch / "runs"
     shutil.rmtree(output, ignore_errors=True)
     job = [*WITHOUT_NETWORK, "train"] if without_network else [str(JOBS / "train.py")]
+    loaded = checkpoint.load(work.checkpoint)
+    shape = {"size": loaded.size, **asdict(loaded.model.config)}  # of the network whose step is measured alone
     watched = watch(
         [
-            *(sys.executable, *job, "--recipe=seed", f"--data={data}", f"--output={output}", "--name=run"),
+            *(sys.executable, *job, "--recipe=seed", *(f"--{name}={value}" for name, value in shape.items())),
+            *(f"--data={data}", f"--output={output}", "--name=run"),
             *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={measure.TRAIN_BATCH}", *options),
         ]
     )
