@@ -8,8 +8,6 @@ All uint8 at the border, float32 in [0, 1] inside. A small alpha is the photo's,
 Knows no network and no files.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -164,19 +162,11 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
-    small_height, small_width = small_alpha_HW.shape
-    tall_HW = _enlarger(small_height, height) @ small_alpha_HW
-    alpha_HW: Floats = np.matmul(tall_HW, _enlarger(small_width, width).T, dtype=np.float32)
-    np.clip(alpha_HW, 0, 1, out=alpha_HW)
-    return alpha_HW
-
-
-@lru_cache(maxsize=16)
-def _enlarger(side: int, target: int) -> Floats:
-    """Sharpening and interpolation along one axis as a matrix, (target, side): photos of a collection share sizes, and
-    a product with it takes two thirds of the time that Pillow takes."""
-    sharp = _sharpen(np.eye(side, dtype=np.float32), target)
-    return np.array(Image.fromarray(sharp).resize((side, target), Image.Resampling.BICUBIC))
+    sharp_HW = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
+    sharp = torch.from_numpy(np.ascontiguousarray(sharp_HW))[None, None]
+    # Bicubic as in Pillow (a = -0.5), which "antialias" stands for also where nothing is reduced, in less time.
+    alpha: Floats = F.interpolate(sharp, (height, width), mode="bicubic", antialias=True)[0, 0].clamp_(0, 1).numpy()
+    return alpha
 
 
 def _sharpen(values: Floats, target: int) -> Floats:
