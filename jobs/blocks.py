@@ -4,7 +4,7 @@
     block -> fetch, decode, network, encode, put, ledger part -> `SAID`
 
 Without GPUs a task does all of this itself, on one core: what passes between processes are keys and figures. With
-GPUs, the network is an actor on each, to which tasks send photos at training size, so that decoding and encoding scale
+GPUs, the network is an actor on each, to which tasks send photos squashed for it, so that decoding and encoding scale
 apart from it. A module of its own, since Ray's processes keep their network in it from one task to the next.
 """
 
@@ -114,7 +114,7 @@ def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.T
 def outputs_of(work: Work, gpu: Any) -> Outputs:
     """Made once in each of Ray's processes, which run one task after another."""
     keep_freed_memory()
-    network = ElsewhereNetwork(work.load().size, gpu) if gpu else work.network(torch.device("cpu"), CPU_TOGETHER)
+    network = ElsewhereNetwork(work.load(), gpu) if gpu else work.network(torch.device("cpu"), CPU_TOGETHER)
     predictor = Predictor(network, work.settings.refine)
     return Outputs(work.output, work.settings, work.run, work.model, predictor, GPU_TOGETHER if gpu else CPU_TOGETHER)
 
@@ -135,18 +135,18 @@ class GpuNetwork:
         self._network = work.network(device, GPU_TOGETHER)
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        """uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
         return self._network.small_alphas(squashed_BHWC)
 
 
 class ElsewhereNetwork:
     """A GpuNetwork, asked from another process."""
 
-    def __init__(self, size: int, actor: "ray.actor.ActorHandle[GpuNetwork]") -> None:
-        self.size = size
+    def __init__(self, loaded: checkpoint.Checkpoint, actor: "ray.actor.ActorHandle[GpuNetwork]") -> None:
+        self.size, self.aspects = loaded.size, loaded.aspects
         self._actor = actor
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        """uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
         alphas: Pixels = ray.get(self._actor.small_alphas.remote(squashed_BHWC))
         return alphas

@@ -5,14 +5,16 @@
     <output>/model.safetensors, config.json, metrics.json    as they are, so that the folder is a checkpoint too
 
 model.onnx is self-contained, has every BatchNorm folded, and takes any batch, height and width. The network was trained
-on photos squashed to size × size pixels and is at its best there; the file's metadata has that `size`, and the
-checkpoint's identity as `model_sha256`. All happens in this process: no cluster is started.
+on photos squashed to size × size pixels and is at its best there, but for photos far wider or taller than those; the
+file's text says which. Its metadata has the `size`, and the checkpoint's identity as `model_sha256`. All happens in
+this process: no cluster is started.
 """
 
 import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +22,13 @@ from torch import Tensor, nn
 from jobs import cluster, config
 from matting import checkpoint, storage
 from matting.checkpoint import Checkpoint
-from matting.predictor import folded
+from matting.predictor import folded, input_shape, square_within
 from matting.unet import UNet, alpha_of
 
 OPSET = 18  # of 2022: the oldest that torch's exporter is written for, so that most runtimes read it
 
 USE = """\
-image: RGB in [0, 1], float32 (batch, 3, height, width); squash photos to {size}×{size} first. \
+image: RGB in [0, 1], float32 (batch, 3, height, width); squash photos to {squashed} first. \
 alpha: in [0, 1], float32 (batch, 1, height, width)."""
 
 EXAMPLE = """\
@@ -47,6 +49,18 @@ class ExportConfig:
 
     checkpoint: str
     output: str
+
+
+def squashed(loaded: Checkpoint) -> str:
+    """To what photos are to be squashed for a network, in words."""
+    square = f"{loaded.size}×{loaded.size}"
+    if not loaded.aspects:
+        return square
+    (narrowest, widest), (long, short) = square_within(loaded.aspects), input_shape(inf, loaded.size, loaded.aspects)
+    return (
+        f"{square}, those more than {widest:.2f} times as wide as high to {long}×{short}, and those less than "
+        f"{narrowest:.2f} times to {short}×{long}"
+    )
 
 
 class AlphaOfAnySize(nn.Module):
@@ -101,7 +115,7 @@ def to_onnx(loaded: Checkpoint) -> bytes:
         )
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # every node's line of source, with paths of this machine
-    program.model.doc_string = program.model.graph.doc_string = USE.format(size=loaded.size)
+    program.model.doc_string = program.model.graph.doc_string = USE.format(squashed=squashed(loaded))
     program.model.metadata_props.update(model_sha256=loaded.identity, size=str(loaded.size))
     onnx.checker.check_model(program.model_proto, full_check=True)
     return program.model_proto.SerializeToString()
@@ -119,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"Wrote {output}/model.onnx (opset {OPSET}, checkpoint {loaded.identity[:16]}…) and the checkpoint's own files."
     )
-    print(USE.format(size=loaded.size))
+    print(USE.format(squashed=squashed(loaded)))
     print(EXAMPLE.format(size=loaded.size))
 
 

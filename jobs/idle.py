@@ -30,7 +30,7 @@ class Disc:
     """A matte with a soft edge."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.aspects = size, None
         rows, columns = np.mgrid[:size, :size] / size - 0.5
         self._alpha_HW = np.rint(255 * np.clip((0.35 - np.hypot(rows, columns)) * 20 + 0.5, 0, 1)).astype(np.uint8)
 

@@ -152,8 +152,8 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
     predictor = Predictor(Network(loaded), "guided")
     data = [storage.read_bytes(photo) for photo in photos]
     image = [images.decode_image(encoded) for encoded in data]
-    small = [predictor.small_alphas([picture])[0] for picture in image]
     sizes = [(picture.shape[1], picture.shape[0]) for picture in image]
+    small = [predictor.small_alphas([picture], [size])[0] for picture, size in zip(image, sizes, strict=True)]
     alpha = [guided(*both, *size) for both, size in zip(zip(small, image, strict=True), sizes, strict=True)]
     cutout = [np.dstack([foreground(*both), both[1]]) for both in zip(image, alpha, strict=True)]
     matte = [images.encode_png(each) for each in alpha]
@@ -163,7 +163,7 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
         calls: dict[str, Callable[[int], object]] = {
             "read": lambda i: storage.read_bytes(photos[i]),
             "decode": lambda i: images.decode_reduced(data[i], predictor.side),
-            "squash": lambda i: squash(image[i], loaded.size, loaded.size),
+            "squash": lambda i: squash(image[i], *predictor.shape(*sizes[i])),
             "interpolate (--refine none)": lambda i: upsample(small[i], *sizes[i]),
             "refine (--refine guided)": lambda i: guided(small[i], image[i], *sizes[i]),
             "colours of a cutout": lambda i: foreground(image[i], alpha[i]),

@@ -236,7 +236,13 @@ def go_on(
             "rejected": rejected,
             "plan": plan,
             "total": pairs.counts()["train"] + pairs.counts()["val"],
-            "data": {"uri": options.data, "split_seed": options.split_seed, "fingerprint": pairs.fingerprint},
+            "data": {
+                "uri": options.data,
+                "split_seed": options.split_seed,
+                "fingerprint": pairs.fingerprint,
+                # A network that learned people of one size alone takes them best as it did: every photo as a square.
+                "aspects": pairs.aspects() if options.augment_until else None,
+            },
             "console": console,
             "ray_up": time.time(),
         }

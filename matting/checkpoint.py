@@ -25,6 +25,8 @@ from matting.unet import UNet, UNetConfig
 
 FORMAT = 1
 
+Aspects = tuple[float, float]  # of photos, width over height: of the tallest and of the widest, but for a few
+
 
 class CheckpointError(Exception):
     """A folder that is not a checkpoint of ours, or not a whole one. The message says what was found and expected."""
@@ -39,6 +41,11 @@ class Checkpoint:
     config: dict[str, Any]
     metrics: dict[str, float]
     identity: str
+
+    @property
+    def aspects(self) -> Aspects | None:
+        """Of the photos that it was trained on; None if it does not say."""
+        return _aspects(self.config)
 
 
 def describe(model: UNet, size: int, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def load(uri: str) -> Checkpoint:
         model = UNet(UNetConfig(**config["model"]))
         model.load_state_dict(load_tensors(weights_bytes))
         size = int(config["size"])
+        _aspects(config)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{uri} is damaged or not ours: config.json and model.safetensors do not describe one network ({error})."
@@ -134,6 +142,16 @@ def load_train_state(uri: str) -> dict[str, Any]:
     except Exception as error:  # of any type, when the bytes are a stranger's
         raise CheckpointError(f"{uri}/train_state.pt is damaged or holds more than tensors ({error}).") from error
     return state
+
+
+def _aspects(config: Mapping[str, Any]) -> Aspects | None:
+    found = config.get("data", {}).get("aspects")
+    if not found:
+        return None
+    tallest, widest = map(float, found)
+    if not 0 < tallest <= widest:
+        raise ValueError(f"aspects {found}")
+    return tallest, widest
 
 
 def _to_json(value: Mapping[str, Any]) -> bytes:

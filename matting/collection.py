@@ -24,6 +24,7 @@ from matting.predictions import read_matte
 
 SPLITS = ("train", "val", "test")
 FETCHES = 16  # pairs in flight in one task
+LOOKED_AT = 64  # photos of a collection, to learn what shapes they have
 SYNTHETIC_SIDE = 256  # pixels a side of drawn people where no size is asked for
 
 
@@ -52,6 +53,15 @@ class Rows(Protocol):
 
     def examples(self, size: int | None) -> Iterator[Example]:
         """The rows in order, squashed to size × size, or as large as they are."""
+
+
+class StoredRows(Rows, Protocol):
+    """Rows where they are stored."""
+
+    def take(self, indices: np.ndarray) -> "StoredRows": ...
+
+    def aspects(self) -> list[float]:
+        """Width over height of each row's photo, upright, without decoding it; of those that can be read."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,14 @@ class RawRows:
                 else:
                     yield row["key"], image, matte, ""
 
+    def aspects(self) -> list[float]:
+        with ThreadPoolExecutor(FETCHES) as pool:
+            return [aspect for aspect in pool.map(photo_aspect, self.table["image_uri"].to_pylist()) if aspect]
+
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of Parquet parts: columns key, part, row_group, row."""
+    """Rows of Parquet parts: columns key, width, height, part, row_group, row."""
 
     table: pa.Table
     scattered: ClassVar[bool] = False  # a row group is fetched whole
@@ -101,6 +115,10 @@ class PackedRows:
     def examples(self, size: int | None) -> Iterator[Example]:
         for key, image, matte in shards.read_pairs(self.table):
             yield decode(key, image, matte, size)
+
+    def aspects(self) -> list[float]:
+        sizes = zip(self.table["width"].to_pylist(), self.table["height"].to_pylist(), strict=True)
+        return [width / height for width, height in sizes if width and height]
 
 
 @dataclass(frozen=True)
@@ -122,12 +140,15 @@ class SyntheticRows:
         for number in self.numbers:
             yield Example(synthetic_key(number), *synthetic.draw_person(self.seed, int(number), side, side))
 
+    def aspects(self) -> list[float]:
+        return [1.0] * len(self)
+
 
 @dataclass(frozen=True)
 class Pairs:
     """A collection of pairs, found but not read."""
 
-    splits: Mapping[str, Rows]
+    splits: Mapping[str, StoredRows]
     keys: Mapping[str, list[str]]  # of each split, sorted, as its rows are
     unpaired: tuple[tuple[str, str], ...]  # (key, reason)
     fingerprint: str
@@ -143,6 +164,14 @@ class Pairs:
     def counts(self) -> dict[str, int]:
         """Rows of each split."""
         return {split: len(rows) for split, rows in self.splits.items()}
+
+    def aspects(self) -> list[float]:
+        """Width over height of the training photos: of the tallest and of the widest, but for a twentieth at either
+        end; as far as some of them tell, evenly taken from all. Empty if none of these can be read."""
+        rows = self.splits["train"]
+        some = np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))
+        found = rows.take(some).aspects()
+        return [round(float(aspect), 3) for aspect in np.quantile(found, (0.05, 0.95))] if found else []
 
     def example(self, split: str, key: str) -> Example:
         """One pair at its own size. Raises KeyError if there is none of this key."""
@@ -197,7 +226,7 @@ def open_pairs(data: str, options: PairOptions) -> Pairs:
     opened = [(index_packed if packed[0] else index_raw)(uri, options) for uri in uris]
     tables = [prefix_keys(table, prefix) for (table, _, _), prefix in zip(opened, prefixes, strict=True)]
     table = pa.concat_tables(tables).sort_by("key")
-    rows_type: Callable[[pa.Table], Rows] = PackedRows if packed[0] else RawRows
+    rows_type: Callable[[pa.Table], StoredRows] = PackedRows if packed[0] else RawRows
     splits = {split: table.filter(pa.compute.equal(table["split"], split)).drop_columns("split") for split in SPLITS}
     return Pairs(
         splits={split: rows_type(part) for split, part in splits.items()},
@@ -241,7 +270,7 @@ def index_raw(uri: str, options: PairOptions) -> Index:
 
 
 def index_packed(uri: str, options: PairOptions) -> Index:  # noqa: ARG001 - what was packed has its splits already
-    """Columns key, split, part, row_group, row."""
+    """Columns key, split, width, height, part, row_group, row."""
     description = shards.read_description(uri)
     left_out = [(key, reason) for key, reason in description["unpaired"] + description["rejected"]]
     return shards.read_index(uri, description), left_out, shards.fingerprint(description)
@@ -279,6 +308,15 @@ def digest(parts: Iterable[str]) -> str:
 def fetch_pair(key: str, image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
     """The bytes of the image and of the matte."""
     return storage.read_bytes(image_uri, MAX_IMAGE_BYTES), read_matte(key, matte_uri, MAX_IMAGE_BYTES)
+
+
+def photo_aspect(uri: str) -> float:
+    """Width over height of a photo; 0 if it cannot be read."""
+    try:
+        width, height = images.image_size(storage.read_bytes(uri, MAX_IMAGE_BYTES))
+    except (storage.StorageError, images.BadImage):
+        return 0.0
+    return width / height
 
 
 def decode(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:

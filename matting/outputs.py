@@ -30,7 +30,7 @@ from matting.images import BadImage, Pixels
 from matting.ledger import BadKey
 from matting.metrics import confidence
 from matting.photos import read_photos
-from matting.predictor import Predictor, Refine
+from matting.predictor import Predictor, Refine, Shape
 from matting.refine import foreground
 
 Kind = Literal["alpha", "cutout"]
@@ -198,33 +198,36 @@ class Outputs:
         """Every photo of the block with its alpha, or the reason why it has none."""
         inputs = photos.select(["key", "etag", "size"]).to_pylist()
         arriving = read_photos(photos, IN_FLIGHT)
+        waiting = defaultdict[Shape, list[_Decoded]](list)  # for others that the network sees in the same shape
         while True:
             with watch.during("fetch"):
                 some = list(islice(arriving, self._together))
             if not some:
-                return
-            decoded: list[_Decoded] = []
-            failed: list[_Matted] = []
-            with watch.during("decode"):
-                for index, data in some:
-                    row = self._row(inputs[index], data)
-                    try:
-                        if isinstance(data, str):
-                            raise BadImage(f"cannot be read: {data}")
-                        decoded.append(_Decoded(row, data, *images.decode_reduced(data, self._predictor.side)))
-                    except BadImage as error:
-                        failed.append(_Matted(_failed(row, str(error)), {}))
-            yield from failed
-            if decoded:
-                yield from self._predicted(decoded, watch)
+                break
+            for index, data in some:
+                row = self._row(inputs[index], data)
+                try:
+                    if isinstance(data, str):
+                        raise BadImage(f"cannot be read: {data}")
+                    with watch.during("decode"):
+                        photo = _Decoded(row, data, *images.decode_reduced(data, self._predictor.side))
+                except BadImage as error:
+                    yield _Matted(_failed(row, str(error)), {})
+                    continue
+                shape = self._predictor.shape(photo.width, photo.height)
+                waiting[shape].append(photo)
+                if len(waiting[shape]) == self._together:
+                    yield from self._predicted(waiting.pop(shape), watch)
+        for alike in waiting.values():
+            yield from self._predicted(alike, watch)
 
     def _predicted(self, decoded: list[_Decoded], watch: Stopwatch) -> list[_Matted]:
         pictures = [photo.image_HWC for photo in decoded]
+        sizes = [(photo.width, photo.height) for photo in decoded]
         try:
             with watch.during("network"):
-                small_alphas = self._predictor.small_alphas(pictures)
+                small_alphas = self._predictor.small_alphas(pictures, sizes)
             with watch.during("refine"):
-                sizes = [(photo.width, photo.height) for photo in decoded]
                 alphas = self._predictor.enlarged(small_alphas, pictures, sizes)
             with watch.during("encode"):
                 return [self._encoded(photo, alpha) for photo, alpha in zip(decoded, alphas, strict=True)]

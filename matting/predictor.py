@@ -1,6 +1,9 @@
 """A trained network, applied: photos of any size -> their alphas.
 
-    image_HWC uint8 -> squashed to the training size -> micro-batches of one fixed size -> alpha -> back to H × W
+    image_HWC uint8 -> squashed to the network's input -> micro-batches of one fixed size -> alpha -> back to H × W
+
+The input is the square of training, or, for photos much wider or taller than those of training, a rectangle of no more
+pixels, so that people come in about the proportions in which the network learned them.
 
 Knows no picture files; of URIs, only that of its checkpoint.
 """
@@ -16,26 +19,33 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from matting import checkpoint
-from matting.checkpoint import Checkpoint
+from matting.checkpoint import Aspects, Checkpoint
 from matting.devices import Precision, autocast_dtype, to_device
 from matting.images import Pixels
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
 Refine = Literal["none", "guided"]
+Shape = tuple[int, int]  # (width, height) in pixels
+
+# Photos so much wider than the widest that was learned from, or so much taller than the tallest, are seen in another
+# shape. In the square, people of a wide photo are made thin, which networks mind sooner than people made wide.
+_WIDER = 1.2
+_TALLER = 1.4
 
 
 class SmallAlphas(Protocol):
-    """Whatever predicts alphas at training size: a Network here, or one in another process."""
+    """Whatever predicts small alphas: a Network here, or one in another process."""
 
-    size: int  # pixels a side
+    size: int  # pixels a side, in training
+    aspects: Aspects | None  # of the photos that it learned from, if that is known
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        """uint8 (B, H, W, 3) -> uint8 (B, H, W); at their best for about size × size pixels."""
 
 
 class Network:
-    """A trained network, made ready to predict at training size.
+    """A trained network, made ready to predict.
 
     Args:
         loaded: the checkpoint.
@@ -52,7 +62,7 @@ class Network:
         precision: Precision = "auto",
         micro_batch: int = 4,
     ) -> None:
-        self.size = loaded.size
+        self.size, self.aspects = loaded.size, loaded.aspects
         self._device = device or torch.device("cpu")
         self._micro_batch = micro_batch
         network = folded(loaded.model)
@@ -62,7 +72,7 @@ class Network:
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Alphas at training size: uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
+        """Small alphas: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
         count = len(squashed_BHWC)
         padding = -count % self._micro_batch
         padded = np.concatenate([squashed_BHWC, np.zeros((padding, *squashed_BHWC.shape[1:]), np.uint8)])
@@ -80,10 +90,10 @@ class Predictor:
     """Alphas for photos of any size.
 
     Args:
-        network: predicts at training size.
+        network: predicts small alphas.
         refine: how alphas get to the photo's size: "none" interpolates, "guided" also looks at the photo.
 
-    Of a photo more than ``side`` pixels a side is not looked at.
+    Of a photo no more than some ``side`` pixels a side are looked at.
     """
 
     def __init__(self, network: SmallAlphas, refine: Refine = "none") -> None:
@@ -108,24 +118,59 @@ class Predictor:
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
         sizes = [(image.shape[1], image.shape[0]) for image in images_HWC]
-        return self.enlarged(self.small_alphas(images_HWC), images_HWC, sizes)
+        return self.enlarged(self.small_alphas(images_HWC, sizes), images_HWC, sizes)
 
-    def small_alphas(self, images_HWC: Sequence[Pixels]) -> Pixels:
-        """The first half of :meth:`alphas`, at training size: uint8 (H, W, 3) each -> uint8 (B, S, S)."""
-        size = self._network.size
-        return self._network.small_alphas(np.stack([squash(image, size, size) for image in images_HWC]))
+    def shape(self, width: int, height: int) -> Shape:
+        """The shape in which the network sees a photo of this size."""
+        return input_shape(width / height, self._network.size, self._network.aspects)
 
-    def enlarged(
-        self, alphas_BHW: Pixels, images_HWC: Sequence[Pixels], sizes: Sequence[tuple[int, int]]
-    ) -> list[Pixels]:
-        """The second half: uint8 (B, S, S) and the photos -> uint8 (H, W) each.
+    def small_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
+        """The first half of :meth:`alphas`: photos, uint8 (H, W, 3) each -> small alphas, uint8, of each one's shape.
 
         The photos may be reduced to no less than ``side`` pixels a side; ``sizes`` are their own, (W, H).
         """
+        shapes = [self.shape(*size) for size in sizes]
+        found: dict[int, Pixels] = {}
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, own in enumerate(shapes) if own == shape]
+            squashed_BHWC = np.stack([squash(images_HWC[place], *shape) for place in places])
+            found |= zip(places, self._network.small_alphas(squashed_BHWC), strict=True)
+        return [found[place] for place in range(len(shapes))]
+
+    def enlarged(
+        self, small_alphas_HW: Sequence[Pixels], images_HWC: Sequence[Pixels], sizes: Sequence[Shape]
+    ) -> list[Pixels]:
+        """The second half: small alphas and photos, as above -> alphas at the photos' own sizes, uint8 (H, W) each."""
         return [
             guided(alpha, image, *size) if self._refine == "guided" else upsample(alpha, *size)
-            for alpha, image, size in zip(alphas_BHW, images_HWC, sizes, strict=True)
+            for alpha, image, size in zip(small_alphas_HW, images_HWC, sizes, strict=True)
         ]
+
+
+def input_shape(aspect: float, size: int, learned: Aspects | None) -> Shape:
+    """The shape in which a network sees a photo.
+
+    Args:
+        aspect: of the photo, width over height.
+        size: pixels a side of the square that the network's training pictures were squashed to.
+        learned: the aspects of these pictures before; None if not known: then all photos are seen as squares.
+
+    Returns:
+        The square; or five quarters of its one side by three of the other, a sixteenth less in all.
+    """
+    if learned:
+        narrowest, widest = square_within(learned)
+        long, short = 5 * size // 4, 3 * size // 4
+        if aspect > widest:
+            return long, short
+        if aspect < narrowest:
+            return short, long
+    return size, size
+
+
+def square_within(learned: Aspects) -> Aspects:
+    """The aspects of photos that a network sees as squares."""
+    return learned[0] / _TALLER, learned[1] * _WIDER
 
 
 def folded(model: UNet) -> UNet:

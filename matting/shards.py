@@ -113,9 +113,9 @@ def fingerprint(description: dict[str, Any]) -> str:
 
 
 def read_index(uri: str, description: dict[str, Any]) -> pa.Table:
-    """Where every row is: (key, split, part, row_group, row), in the order of the parts.
+    """Where every row is: (key, split, width, height, part, row_group, row), in the order of the parts.
 
-    Reads the two small columns only.
+    Reads the small columns only.
 
     Raises:
         ShardError: a part is missing, damaged, or has other rows than the description says.
@@ -134,7 +134,7 @@ def read_index(uri: str, description: dict[str, Any]) -> pa.Table:
                 for group in range(file.num_row_groups)
                 for row in range(file.metadata.row_group(group).num_rows)
             ]
-            table = file.read(columns=["key", "split"])
+            table = file.read(columns=["key", "split", "width", "height"])
         return (
             table.append_column("part", pa.array([part_uri] * len(groups), pa.string()))
             .append_column("row_group", pa.array([group for group, _ in groups], pa.int32()))

@@ -83,6 +83,19 @@ def test_identity_changes_with_a_weight_and_with_the_config_only(folder: Path, t
     assert len({original.identity, *identities}) == 3
 
 
+def test_the_shapes_of_its_photos_are_those_of_its_config_or_unknown(folder: Path) -> None:
+    assert checkpoint.load(str(folder)).aspects is None
+    change_config(folder, data={"aspects": [0.75, 1]})
+    assert checkpoint.load(str(folder)).aspects == (0.75, 1.0)
+
+
+@pytest.mark.parametrize("aspects", [[1], [1.5, 0.75], [0, 1], ["wide", 2], 7])
+def test_shapes_that_are_none(folder: Path, aspects: Any) -> None:
+    change_config(folder, data={"aspects": aspects})
+    with pytest.raises(CheckpointError, match=r"damaged or not ours"):
+        checkpoint.load(str(folder))
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.json"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
@@ -41,10 +42,12 @@ def write_raw(root: str, files: Files) -> str:
 
 def write_packed(root: str, files: Files) -> str:
     """The same pairs in parts of 10 rows, with the bytes and splits that raw ones have."""
-    rows = [
-        {"key": key_of(name), "split": split_of(key_of(name), 0), "image": image, "matte": matte}
-        for name, (image, matte) in files.items()
-    ]
+    rows = []
+    for name, (image, matte) in files.items():
+        row = {"key": key_of(name), "split": split_of(key_of(name), 0), "image": image, "matte": matte}
+        with suppress(images.BadImage):
+            row |= zip(("width", "height"), images.image_size(image), strict=True)
+        rows.append(row)
     rows.sort(key=lambda row: (row["split"], row["key"]))
     parts = [rows[start : start + 10] for start in range(0, len(rows), 10)]
     described = []
@@ -133,6 +136,26 @@ def test_a_manifest_is_a_collection_too(tmp_path: Path) -> None:
     found = examples(open_pairs(f"{root}/pairs.csv", OPTIONS))
     for key, example in examples(open_pairs(root, OPTIONS)).items():
         assert_equal(found[key], example)
+
+
+# The shapes of its photos ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_shapes_of_training_photos_but_for_the_oddest(tmp_path: Path, writer: Writer) -> None:
+    files = {}
+    for number in range(100):
+        width, height = {0: (90, 10), 1: (10, 90)}.get(number, (30, 40) if number % 2 else (45, 30))
+        drawn_pair = draw_person(0, number, width, height)
+        files[f"p/{number:02d}"] = (images.encode_png(drawn_pair[0]), images.encode_png(drawn_pair[1]))
+    assert open_pairs(writer(str(tmp_path), files), OPTIONS).aspects() == [0.75, 1.5]
+
+
+def test_the_shapes_of_drawn_people_and_of_photos_that_cannot_be_read(tmp_path: Path) -> None:
+    assert open_pairs("synthetic", PairOptions(synthetic_pairs=20)).aspects() == [1.0, 1.0]
+    _, matte = drawn(1)["p/00"]
+    root = write_raw(str(tmp_path), {f"p/{number:02d}": (b"no picture", matte) for number in range(20)})
+    assert open_pairs(root, OPTIONS).aspects() == []
 
 
 # Several collections --------------------------------------------------------------------------------------------------

@@ -66,6 +66,15 @@ def test_says_what_it_is(exported: tuple[UNet, str]) -> None:
     assert str(ROOT).encode() not in data
 
 
+def test_says_in_which_shape_it_wants_photos_of_other_shapes() -> None:
+    uri, model = "memory://export/shapes", as_if_trained("light")
+    config = checkpoint.describe(model, 128, {}, {"aspects": [0.75, 1.0]})
+    checkpoint.save(uri, model, config, {})
+    assert export.squashed(checkpoint.load(uri)) == (
+        "128×128, those more than 1.20 times as wide as high to 160×96, and those less than 0.54 times to 96×160"
+    )
+
+
 def run_example(output: str, folder: Path) -> np.ndarray:
     """What the three lines of Python compute that the command printed, in a folder with photo.jpg and model.onnx."""
     lines = [line.strip() for line in output.splitlines() if line.startswith("  ")]

@@ -68,6 +68,19 @@ def files(folder: Path) -> set[str]:
     }
 
 
+def test_photos_of_all_shapes_get_the_alphas_that_they_get_alone(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loaded = Checkpoint(UNet(UNetConfig(width=4)).eval(), 32, {"data": {"aspects": [0.75, 1.0]}}, {}, "model")
+    predictor = Predictor(Network(loaded), "guided")
+    shapes = {predictor.shape(*size) for size in SIZES.values()}
+    assert shapes == {(32, 32), (40, 24), (24, 40)}
+    handle(predictor, settings(write=("alpha",)), photos, tmp_path / "out")
+    for key in SIZES:
+        alone = predictor(Image.open(photos / key))
+        found = images.decode_alpha((tmp_path / "out/alpha" / f"{key}.png").read_bytes())
+        np.testing.assert_array_equal(found, np.array(alone))
+
+
 def test_leaves_a_matte_a_cutout_and_a_row_for_each_photo(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     rows = handle(predictor, settings(), photos, output)

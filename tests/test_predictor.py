@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from matting import images
-from matting.checkpoint import Checkpoint
+from matting.checkpoint import Aspects, Checkpoint
 from matting.devices import Precision
 from matting.images import Pixels
-from matting.predictor import Network, Predictor, folded
+from matting.predictor import Network, Predictor, folded, input_shape
+from matting.refine import squash, upsample
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig, alpha_of
 from tests.test_training import batch, new_trainer
@@ -135,6 +137,42 @@ def test_an_alpha_has_the_size_of_its_photo(trained: Checkpoint) -> None:
     sizes = [(1, 1), (1, 50), (300, 2), (SIZE, SIZE), (37, 53)]
     alphas = Predictor(Network(trained)).alphas(photos(*sizes))
     assert [(alpha.shape, alpha.dtype) for alpha in alphas] == [((height, width), np.uint8) for width, height in sizes]
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aspect", "learned", "shape"),
+    [
+        (9.0, None, (128, 128)),
+        (0.75, (0.75, 1.0), (128, 128)),
+        (1.19, (0.75, 1.0), (128, 128)),
+        (1.21, (0.75, 1.0), (160, 96)),
+        (16 / 9, (0.75, 1.0), (160, 96)),
+        (16 / 9, (0.75, 1.5), (128, 128)),  # such photos were squashed to squares in training too
+        (0.54, (0.75, 1.0), (128, 128)),
+        (0.53, (0.75, 1.0), (96, 160)),
+        (0.53, (0.5, 1.0), (128, 128)),
+    ],
+)
+def test_photos_of_unlearned_shapes_are_seen_as_rectangles(
+    aspect: float, learned: Aspects | None, shape: tuple[int, int]
+) -> None:
+    assert input_shape(aspect, 128, learned) == shape
+
+
+def test_each_photo_is_seen_in_its_own_shape_whatever_is_beside_it(trained: Checkpoint) -> None:
+    sizes = [(300, 100), (60, 80), (50, 200), (90, 60), (64, 64), (300, 150)]
+    shapes = [(40, 24), (SIZE, SIZE), (24, 40), (40, 24), (SIZE, SIZE), (40, 24)]
+    network = Network(replace(trained, config={"data": {"aspects": [0.75, 1.0]}}), precision="fp32")
+    found = Predictor(network).alphas(photos(*sizes))
+    for photo, size, shape, alpha in zip(photos(*sizes), sizes, shapes, found, strict=True):
+        squashed = torch.from_numpy(squash(photo, *shape)).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            small = (alpha_of(trained.model(squashed))[0, 0] * 255).round().byte().numpy()
+        np.testing.assert_allclose(alpha.astype(int), upsample(small, *size), atol=2)
+    assert np.ptp(found[0]) > 100
 
 
 def test_a_large_photo_gets_the_alpha_of_its_small_copy(trained: Checkpoint) -> None:

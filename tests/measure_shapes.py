@@ -1,0 +1,72 @@
+"""In which shape should the network see photos of other shapes? Prints a table of the README.
+
+    python -m tests.measure_shapes --pairs PAIRS --checkpoint CHECKPOINT [--split val]
+
+From the photos of PAIRS, windows of many shapes are cut, with the head in them; each is matted as a square and as the
+two rectangles that prediction knows. A slow study, not a test.
+"""
+
+import argparse
+from collections import defaultdict
+
+import numpy as np
+
+from matting import checkpoint
+from matting.collection import PairOptions, open_pairs
+from matting.images import Pixels
+from matting.predictor import Network, input_shape
+from matting.refine import squash, upsample
+from tests.test_refine import mad
+
+ASPECTS = (0.45, 0.5, 0.5625, 0.6, 0.667, 0.75, 1.0, 1.1, 1.2, 1.333, 1.5, 1.778, 2.0, 2.4)
+HEADROOM = 0.12  # of a wide window's height, above the person
+LEARNED = (1.0, 1.0)
+
+
+def window(alpha_HW: Pixels, aspect: float) -> tuple[slice, slice]:
+    """Rows and columns of the largest window of this shape: from a little above the person, or around it."""
+    height, width = alpha_HW.shape
+    person = alpha_HW > 127
+    if aspect > width / height:
+        rows = int(width / aspect)
+        top = int(np.argmax(person.any(axis=1))) - int(HEADROOM * rows)
+        top = min(max(0, top), height - rows)
+        return slice(top, top + rows), slice(None)
+    columns = int(height * aspect)
+    middle = int(np.average(np.arange(width), weights=person.sum(axis=0) + 1e-6))
+    left = min(max(0, middle - columns // 2), width - columns)
+    return slice(None), slice(left, left + columns)
+
+
+def main() -> None:
+    """Print MAD by the shape of the window and the shape in which it was seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--split", default="val")
+    options = parser.parse_args()
+    loaded = checkpoint.load(options.checkpoint)
+    network = Network(loaded, micro_batch=1)
+    shapes = [input_shape(aspect, loaded.size, LEARNED) for aspect in (1.0, 9.0, 1 / 9)]
+    errors = defaultdict[tuple[float, tuple[int, int]], list[float]](list)
+    pairs = open_pairs(options.pairs, PairOptions())
+    for key in pairs.keys[options.split]:
+        example = pairs.example(options.split, key)
+        assert example.image is not None
+        assert example.alpha is not None
+        for aspect in ASPECTS:
+            place = window(example.alpha, aspect)
+            image_HWC, alpha_HW = np.ascontiguousarray(example.image[place]), example.alpha[place]
+            for shape in shapes:
+                small_alpha = network.small_alphas(squash(image_HWC, *shape)[None])[0]
+                found = upsample(small_alpha, image_HWC.shape[1], image_HWC.shape[0])
+                errors[aspect, shape].append(mad(found, alpha_HW) / 255)
+    print("aspect", *(f"{width}×{height}" for width, height in shapes), sep="\t")
+    for aspect in ASPECTS:
+        means = (1000 * np.mean(errors[aspect, shape]) for shape in shapes)
+        print(f"{aspect:g}", *(f"{mean:.1f}" for mean in means), sep="\t")
+    print(f"{len(pairs.keys[options.split])} photos")
+
+
+if __name__ == "__main__":
+    main()
