@@ -77,7 +77,7 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
 
     Args:
         small_alpha_HW: uint8, 255 is opaque.
-        image_HWC: uint8 RGB, the whole photo, at its own size or reduced to no less than DETAIL times the alpha's.
+        image_HWC: uint8 RGB, the whole photo, at its own size or reduced; below DETAIL times the alpha's, less is seen.
         width, height: of the photo, in pixels.
 
     Returns:

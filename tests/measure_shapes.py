@@ -1,6 +1,6 @@
 """In which shape should the network see photos of other shapes? Prints a table of the README.
 
-    python -m tests.measure_shapes --pairs PAIRS --checkpoint CHECKPOINT [--split val]
+    python -m tests.measure_shapes --pairs PAIRS --checkpoint CHECKPOINT [--split val,train]
 
 From the photos of PAIRS, windows of many shapes are cut, with the head in them; each is matted as a square and as the
 two rectangles that prediction knows. A slow study, not a test.
@@ -50,8 +50,9 @@ def main() -> None:
     shapes = [input_shape(aspect, loaded.size, LEARNED) for aspect in (1.0, 9.0, 1 / 9)]
     errors = defaultdict[tuple[float, tuple[int, int]], list[float]](list)
     pairs = open_pairs(options.pairs, PairOptions())
-    for key in pairs.keys[options.split]:
-        example = pairs.example(options.split, key)
+    chosen = [(split, key) for split in options.split.split(",") for key in pairs.keys[split]]
+    for split, key in chosen:
+        example = pairs.example(split, key)
         assert example.image is not None
         assert example.alpha is not None
         for aspect in ASPECTS:
@@ -65,7 +66,7 @@ def main() -> None:
     for aspect in ASPECTS:
         means = (1000 * np.mean(errors[aspect, shape]) for shape in shapes)
         print(f"{aspect:g}", *(f"{mean:.1f}" for mean in means), sep="\t")
-    print(f"{len(pairs.keys[options.split])} photos")
+    print(f"{len(chosen)} photos")
 
 
 if __name__ == "__main__":

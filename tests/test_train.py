@@ -53,6 +53,7 @@ def test_leaves_a_whole_run_folder(undisturbed: Path) -> None:
     best = checkpoint.load(str(undisturbed / "best"))
     assert best.size == 32
     assert best.config["recipe"]["name"] == "quickstart"
+    assert best.aspects is None  # its people were of one size: it knows no other shapes
     checkpoint.load_train_state(str(undisturbed / "best"))
     rows = epochs(undisturbed)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -138,6 +139,7 @@ def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None
     for number in range(6):
         key = f"images/person-{number:03d}.png"
         assert (key in page) == (key not in pairs.keys["test"])
+    assert checkpoint.load(str(tmp_path / "run/best")).aspects == (1.0, 1.0)  # the readable ones, mostly
     with pytest.raises(JobError, match=r"cannot be used.*max_rejected_fraction"):
         train.main([*options, "--name=none-allowed"])
 
