@@ -107,8 +107,8 @@ def load(uri: str) -> Checkpoint:
         model = UNet(UNetConfig(**config["model"]))
         model.load_state_dict(load_tensors(weights_bytes))
         size = int(config["size"])
-        _aspects(config)
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        _aspects(config)  # damage is told now, not where they are first asked for
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{uri} is damaged or not ours: config.json and model.safetensors do not describe one network ({error})."
         ) from error

@@ -61,7 +61,7 @@ class StoredRows(Rows, Protocol):
     def take(self, indices: np.ndarray) -> "StoredRows": ...
 
     def aspects(self) -> list[float]:
-        """Width over height of each row's photo, upright, without decoding it; of those that can be read."""
+        """Width over height of each row's photo, upright, without decoding it; 0 where it cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RawRows:
 
     def aspects(self) -> list[float]:
         with ThreadPoolExecutor(FETCHES) as pool:
-            return [aspect for aspect in pool.map(photo_aspect, self.table["image_uri"].to_pylist()) if aspect]
+            return list(pool.map(photo_aspect, self.table["image_uri"].to_pylist()))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class PackedRows:
 
     def aspects(self) -> list[float]:
         sizes = zip(self.table["width"].to_pylist(), self.table["height"].to_pylist(), strict=True)
-        return [width / height for width, height in sizes if width and height]
+        return [width / height if width and height else 0.0 for width, height in sizes]
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Pairs:
         end; as far as some of them tell, evenly taken from all. Empty if none of these can be read."""
         rows = self.splits["train"]
         some = np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))
-        found = rows.take(some).aspects()
-        return [round(float(aspect), 3) for aspect in np.quantile(found, (0.05, 0.95))] if found else []
+        found = [aspect for aspect in rows.take(some).aspects() if aspect > 0]
+        return [float(f"{aspect:.3g}") for aspect in np.quantile(found, (0.05, 0.95))] if found else []
 
     def example(self, split: str, key: str) -> Example:
         """One pair at its own size. Raises KeyError if there is none of this key."""
@@ -311,7 +311,7 @@ def fetch_pair(key: str, image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
 
 
 def photo_aspect(uri: str) -> float:
-    """Width over height of a photo; 0 if it cannot be read."""
+    """Width over height of a photo; 0 if it cannot be read, which whoever decodes it will report."""
     try:
         width, height = images.image_size(storage.read_bytes(uri, MAX_IMAGE_BYTES))
     except (storage.StorageError, images.BadImage):

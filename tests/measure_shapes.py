@@ -20,7 +20,7 @@ from tests.test_refine import mad
 
 ASPECTS = (0.45, 0.5, 0.5625, 0.6, 0.667, 0.75, 1.0, 1.1, 1.2, 1.333, 1.5, 1.778, 2.0, 2.4)
 HEADROOM = 0.12  # of a wide window's height, above the person
-LEARNED = (1.0, 1.0)
+LEARNED = (1.0, 1.0)  # of which 1:1 is seen as a square, and 9:1 and 1:9 as the two rectangles
 
 
 def window(alpha_HW: Pixels, aspect: float) -> tuple[slice, slice]:

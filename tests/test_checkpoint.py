@@ -94,6 +94,9 @@ def test_shapes_that_are_none(folder: Path, aspects: Any) -> None:
     change_config(folder, data={"aspects": aspects})
     with pytest.raises(CheckpointError, match=r"damaged or not ours"):
         checkpoint.load(str(folder))
+    change_config(folder, data=[aspects])
+    with pytest.raises(CheckpointError, match=r"damaged or not ours"):
+        checkpoint.load(str(folder))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.json"])

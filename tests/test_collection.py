@@ -9,10 +9,11 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from matting import images, shards, storage
-from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, open_pairs
+from matting.collection import SPLITS, DataError, Example, PackedRows, PairOptions, Pairs, open_pairs
 from matting.pairs import find_pairs, split_of
 from matting.synthetic import draw_person
 
@@ -156,6 +157,14 @@ def test_the_shapes_of_drawn_people_and_of_photos_that_cannot_be_read(tmp_path: 
     _, matte = drawn(1)["p/00"]
     root = write_raw(str(tmp_path), {f"p/{number:02d}": (b"no picture", matte) for number in range(20)})
     assert open_pairs(root, OPTIONS).aspects() == []
+    slivers = {f"p/{number:02d}": (images.encode_png(np.zeros((5000, 1, 3), np.uint8)), matte) for number in range(20)}
+    assert open_pairs(write_raw(str(tmp_path / "slivers"), slivers), OPTIONS).aspects() == [0.0002, 0.0002]
+
+
+def test_shapes_that_a_part_does_not_tell_are_left_out() -> None:
+    table = pa.table({"width": pa.array([3, None, -3, 0, 4]), "height": pa.array([4, 4, 4, 0, 0])})
+    assert PackedRows(table).aspects() == [0.75, 0, -0.75, 0, 0]
+    assert Pairs({"train": PackedRows(table)}, {}, (), "").aspects() == [0.75, 0.75]
 
 
 # Several collections --------------------------------------------------------------------------------------------------
