@@ -94,7 +94,7 @@ class TrainConfig(PairOptions):
         minutes: of training and validation, after which to stop even if epochs are left.
         workers: data-parallel processes; on GPUs, one a GPU. With "1,4" from one to four, as there is room.
         device: "auto" takes GPUs if the cluster has enough.
-        precision: of the convolutions; "auto" is bf16 where the hardware has it.
+        precision: of the convolutions; "auto" is bf16 where that is faster.
         seed: of weights, order and augmentation.
         cache: "auto" keeps decoded pairs in the object store if they fit.
     """

@@ -50,7 +50,7 @@ class Network:
     Args:
         loaded: the checkpoint.
         device: to run on.
-        precision: of the convolutions; "auto" is bf16 where the hardware has it (see :func:`to_bf16`).
+        precision: of the convolutions; "auto" is bf16 where that is faster (see :func:`to_bf16`).
         micro_batch: pictures the network sees at once. Always as many, the last batch padded, so that a photo's alpha
             does not depend on its neighbours. On a CPU few, so that the features stay in its cache.
     """

@@ -55,7 +55,7 @@ class TrainingConfig:
         laplacian: weight of alpha's absolute error over a Laplacian pyramid.
         augment_until: share of the run that varies the pictures (:func:`matting.augment.vary`). After it they come as
             prediction will see them, but for mirroring; with 0, they come so from the start, and without.
-        precision: number format of the convolutions; "auto" is bfloat16 where the hardware has it.
+        precision: number format of the convolutions; "auto" is bfloat16 where that is faster.
         seed: of the weights and of the augmentation.
     """
 
