@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -72,7 +72,8 @@ def scraping() -> Iterator[Scraped]:
 
     def scrape_on() -> None:
         while not ended.wait(0.3):
-            scrape()
+            with suppress(OSError):  # on a busy machine the port opens, or answers, late
+                scrape()
 
     thread = threading.Thread(target=scrape_on)
     thread.start()
@@ -152,7 +153,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, way: Proxy, ray_cluster: N
         ((run,),) = duckdb.sql(f"select distinct run from '{folder}/mattes/_ledger/*.parquet'").fetchall()
         photos = partial(scraped.by, "ray_matting_predict_photos_total", "outcome", run=run)
         epoch = partial(scraped.by, "ray_matting_train_epoch", "run", run="first")
-        wait_until(lambda: sum(photos().values()) == 15 and epoch() == {"first": 2}, "the last figures are there")
+        wait_until(lambda: sum(photos().values()) == 15 and epoch() == {"first": 2}, "the last figures are there", 120)
     return Watched(folder / "photos", folder / "mattes", folder / "first", scraped, said.getvalue())
 
 
