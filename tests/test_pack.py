@@ -97,6 +97,7 @@ def test_packs_what_a_network_is_confident_of(tmp_path: Path, sink: str) -> None
     rows = ledger.read(str(tmp_path / "mattes")).to_pylist()
     confidences = sorted(row["confidence"] for row in rows if row["status"] == "done")
     expected = {row["key"] for row in rows if row["status"] == "done" and row["confidence"] >= confidences[3]}
+    assert len(expected) < len(confidences)
     arguments = [f"--pairs={tmp_path}/mattes", f"--photos={tmp_path}/photos", f"--output={tmp_path}/packed"]
     pack.main([*arguments, f"--min_confidence={confidences[3]}"])
     packed = open_pairs(str(tmp_path / "packed"), PairOptions())
