@@ -30,7 +30,7 @@ def _bf16_is_faster(device: torch.device) -> bool:
     capabilities = torch.cpu.get_capabilities()
     if capabilities.get("amx_bf16"):
         return True
-    # AMD's AVX-512 multiplies bfloat16 at twice the rate of float32, Intel's at half: there, only AMX is fast.
+    # With AVX-512 alone, AMD's processors multiply bfloat16 faster than float32, Intel's at half the rate.
     return bool(capabilities.get("avx512_bf16")) and "Intel" not in capabilities.get("cpu_name", "")
 
 
