@@ -27,7 +27,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from jobs import cluster, config, telemetry
 from jobs.blocks import GpuNetwork, Work, blocks, handle_block
@@ -256,8 +256,12 @@ def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
                 publish(work.run, rows)
                 progress.update(len(rows))
         except (RayError, storage.StorageError, CheckpointError) as error:
+            reason = str(error)
+            # What a user can act on is one line, around which Ray puts the task's traceback and advice of its own.
+            if isinstance(error, RayTaskError) and isinstance(error, storage.StorageError | CheckpointError):
+                reason = str(error.cause).splitlines()[0]
             raise cluster.JobError(
-                f"stopped after {tally.total:,} of {len(due):,} photos; what is done stays done, run again. {error}"
+                f"stopped after {tally.total:,} of {len(due):,} photos; what is done stays done, run again. {reason}"
             ) from error
     return tally
 

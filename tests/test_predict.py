@@ -419,3 +419,16 @@ def test_a_store_that_fails_in_the_end_is_a_failure_and_costs_nothing_done(train
     assert code == 1
     assert "failed: Cannot write" in output
     assert {row["status"] for row in rows(tmp_path / "out").values()} == {"done"}
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_run_in_a_line(trained: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/_ledger").symlink_to(tmp_path / "nowhere/ledger")  # reads as empty, and is no place to write to
+    uris = [f"--checkpoint={trained}", f"--images={tmp_path}/photos", f"--output={tmp_path}/out"]
+    with pytest.raises(JobError, match=r"stopped after 0 of 3 photos.*Cannot write .*_ledger") as raised:
+        predict.main(uris)
+    assert "\n" not in str(raised.value)
+    (tmp_path / "out/_ledger").unlink()
+    predict.main(uris)
+    assert {row["status"] for row in rows(tmp_path / "out").values()} == {"done"}
