@@ -3,7 +3,7 @@
     image_BCHW and alpha_B1HW, float in [0, 1]
       -> moved     mirrored, zoomed, turned, stretched; at the size that training wants just now
       -> relit     brightness, contrast, colour
-      -> placed    some of the people before the backgrounds of others
+      -> placed    some of the people before the backgrounds of others, or photos without people
       -> worn      some pictures blurred, noisy
       -> image_BCHW and alpha_B1HW again, float in [0, 1]
 
@@ -23,11 +23,18 @@ TURN = math.radians(6)
 LIGHT = 0.2  # standard deviation of the logarithm of brightness, of contrast and of saturation
 TINT = 0.1  # of the logarithm of each colour's share
 PLACED = 0.3  # of the pictures
+ELSEWHERE = 0.6  # of these, if there are photos without people, before one of them
 WORN = 0.25  # are blurred; and as many are noisy
 NOISE = 0.06  # standard deviation at the most
 
 
-def vary(image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def vary(
+    image_BCHW: Tensor,
+    alpha_B1HW: Tensor,
+    size: int,
+    generator: torch.Generator,
+    backgrounds_NCHW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """All of it, in turn.
 
     Args:
@@ -35,13 +42,14 @@ def vary(image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, generator: torch.Gen
         alpha_B1HW: float in [0, 1].
         size: pixels a side of what is wanted.
         generator: a CPU generator; the only source of randomness.
+        backgrounds_NCHW: uint8, photos without people, if there are any.
 
     Returns:
         image_BCHW and alpha_B1HW of that size, float in [0, 1].
     """
     image, alpha, inside = move(image_BCHW, alpha_B1HW, size, generator)
     image = relight(image, generator)
-    image, alpha = place(image, alpha, inside, generator)
+    image, alpha = place(image, alpha, inside, generator, backgrounds_NCHW)
     return wear(image, generator), alpha
 
 
@@ -93,11 +101,15 @@ def relight(image_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def place(
-    image_BCHW: Tensor, alpha_B1HW: Tensor, inside_B1HW: Tensor, generator: torch.Generator
+    image_BCHW: Tensor,
+    alpha_B1HW: Tensor,
+    inside_B1HW: Tensor,
+    generator: torch.Generator,
+    backgrounds_NCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Put some of the people before the background of the next picture of the batch.
+    """Put some of the people before the background of the next picture of the batch, or before one of the photos.
 
-    Where that has a person, its background is carried on from around.
+    Where the next picture has a person, its background is carried on from around.
     """
     chosen = torch.rand(image_BCHW.shape[0], generator=generator) < PLACED
     if not chosen.any():
@@ -105,11 +117,23 @@ def place(
     behind = torch.nonzero(chosen).squeeze(1)
     others = (behind + 1) % len(chosen)
     background = carry_on(image_BCHW[others], 1 - alpha_B1HW[others])
+    if backgrounds_NCHW is not None:
+        elsewhere = torch.nonzero(torch.rand(len(behind), generator=generator) < ELSEWHERE).squeeze(1)
+        if len(elsewhere):
+            background[elsewhere] = scenes(backgrounds_NCHW, len(elsewhere), image_BCHW.shape[-1], generator)
     alpha = alpha_B1HW[behind] * inside_B1HW[behind]
     image_BCHW, alpha_B1HW = image_BCHW.clone(), alpha_B1HW.clone()
     image_BCHW[behind] = torch.lerp(background, image_BCHW[behind], alpha)
     alpha_B1HW[behind] = alpha
     return image_BCHW, alpha_B1HW
+
+
+def scenes(backgrounds_NCHW: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """So many of the backgrounds, as much moved and relit as people are: image_BCHW, float in [0, 1]."""
+    picked = torch.randint(len(backgrounds_NCHW), (count,), generator=generator)
+    image = backgrounds_NCHW[picked.to(backgrounds_NCHW.device)].float() / 255
+    moved, _, _ = move(image, torch.zeros_like(image[:, :1]), size, generator)
+    return relight(moved, generator)
 
 
 def carry_on(image_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:

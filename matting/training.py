@@ -149,11 +149,19 @@ class Trainer:
         model: the network; it is moved to the device.
         config: how it learns.
         device: of this worker.
+        backgrounds_NHWC: uint8, photos without people of the batches' size, to place people before where pictures are
+            varied; or None.
 
     ``trainer.model`` is what is validated and to be saved: the network, or the running mean of its weights.
     """
 
-    def __init__(self, model: UNet, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: UNet,
+        config: TrainingConfig,
+        device: torch.device,
+        backgrounds_NHWC: np.ndarray | None = None,
+    ) -> None:
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = config
         self.device = device
@@ -161,6 +169,9 @@ class Trainer:
         self.steps = 0
         self.seconds = 0.0  # of training and validation
         self.best_mad = math.inf
+        self._backgrounds: Tensor | None = None
+        if backgrounds_NHWC is not None:
+            self._backgrounds = to_device(backgrounds_NHWC, device).permute(0, 3, 1, 2)
         self._dtype = autocast_dtype(device, config.precision)
         self._learning = model
         self._network: torch.nn.Module = model
@@ -244,7 +255,7 @@ class Trainer:
         image, alpha = self._to_device(batch)
         size = image.shape[-1] // 2 if progress < self.config.small_until else image.shape[-1]
         if progress < self.config.augment_until:
-            image, alpha = vary(image, alpha, size, generator)
+            image, alpha = vary(image, alpha, size, generator, self._backgrounds)
         else:
             if size < image.shape[-1]:
                 image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)

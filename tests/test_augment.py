@@ -163,6 +163,36 @@ def test_reflections_are_no_people_where_the_background_is_another(monkeypatch: 
     assert torch.equal(new_alpha, inside)
 
 
+def test_some_of_the_placed_people_are_before_photos_without_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PLACED": 1.0, "LIGHT": 0.0, "TINT": 0.0}.items():
+        monkeypatch.setattr(augment, name, value)
+    count = 400
+    image, alpha = torch.ones(count, 3, 16, 16), torch.zeros(count, 1, 16, 16)
+    alpha[:, :, 8:, 4:12] = 1
+    photos = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    photos[0, 0], photos[1, 2] = 255, 51  # one is red, the other dark blue
+    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), generator(), photos)
+    assert torch.equal(new_alpha, alpha)
+    torch.testing.assert_close(placed * alpha, image * alpha)
+    corners = placed[:, :, 0, 0]
+    shares = [
+        (corners - torch.tensor(colour)).abs().amax(dim=1).lt(0.01).float().mean().item()
+        for colour in ((1.0, 0, 0), (0, 0, 0.2), (1.0, 1, 1))
+    ]
+    elsewhere = augment.ELSEWHERE
+    assert shares == pytest.approx([elsewhere / 2, elsewhere / 2, 1 - elsewhere], abs=0.08)
+
+
+def test_photos_without_people_come_at_the_size_of_the_pictures_and_never_twice_the_same() -> None:
+    photo = (ramp(32, 1) * 255).to(torch.uint8)
+    shown = augment.scenes(photo, 5, 16, generator())
+    assert (shown.shape, shown.dtype) == ((5, 3, 16, 16), torch.float32)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+    for number in range(4):
+        assert not torch.allclose(shown[number], shown[number + 1], atol=0.02)
+
+
 def test_a_share_is_placed_and_the_others_stay_as_they_are() -> None:
     image, alpha = noise((400, 3, 8, 8))
     placed, _ = augment.place(image, alpha, torch.ones_like(alpha), generator())
