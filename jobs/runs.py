@@ -79,6 +79,10 @@ class RunFolder:
         filesystem, path = storage.filesystem(self.uri)
         return Result.from_path(path, storage_filesystem=filesystem).metrics or {}
 
+    def epochs_done(self) -> int:
+        """Of the last checkpoint that counts."""
+        return int(self.progress().get("epochs", 0))
+
     def history(self, steps: int) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl up to so many steps."""
         place = storage.join(self.uri, "metrics.jsonl")

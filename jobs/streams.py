@@ -4,6 +4,7 @@
     epochs       rows, their numbers, seed                 -> Dataset whose every execution is the next epoch
     in_order     rows                                      -> Dataset of every row once
     batches      a worker's shard of such a dataset        -> numpy batches for matting.training
+    backgrounds  photos without people                     -> the same, decoded, in the object store
 
 A dataset's rows are key, image uint8 (S, S, 3) and alpha uint8 (S, S). The order of an epoch follows from the seed and
 the epoch's number alone, whether rows are cached or decoded anew. A pair that cannot be decoded is reported to
@@ -17,12 +18,14 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.data import Dataset, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from jobs.actors import Rejected
+from matting.backgrounds import decode as decode_backgrounds
 from matting.collection import Example, Rows
 
 TASK_ROWS = 64  # decoded in one task: enough to be worth a task, few enough to spread over the cores
@@ -82,6 +85,33 @@ def decoded(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") 
     """A block of the cache: columns key, image, alpha, error."""
     (block,) = columns_of(rows, size, rejected, keep_rejected=True)
     return block
+
+
+def backgrounds(rows: pa.Table, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> list[ray.ObjectRef]:
+    """Decode photos without people in parallel, once; returns at once.
+
+    Args:
+        rows: as :func:`matting.backgrounds.choose` gives them.
+        size: in pixels a side.
+        rejected: told what cannot be decoded.
+
+    Returns:
+        Of arrays (N, size, size, 3), uint8; together they hold each photo that could be decoded.
+    """
+    numbers = np.arange(len(rows))
+    return [  # of rows copied, as a slice would travel with all of the table
+        decoded_backgrounds.remote(rows.take(numbers[start : start + TASK_ROWS]), size, rejected)
+        for start in range(0, len(rows), TASK_ROWS)
+    ]
+
+
+@ray.remote(num_cpus=READ_CPUS, max_retries=-1)
+def decoded_backgrounds(rows: pa.Table, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> np.ndarray:
+    """Some of them."""
+    pictures, reasons = decode_backgrounds(rows, size)
+    if reasons:
+        ray.get(rejected.add.remote(reasons))
+    return pictures
 
 
 def cache_fits(rows: int, size: int) -> tuple[bool, str]:

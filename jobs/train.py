@@ -1,7 +1,8 @@
 """Train the network: pairs in, a run folder out.
 
     1. options; the pairs' names and splits                 driver
-    2. decode to uint8 at training size, keep if it fits    tasks of Ray Data
+    2. decode to uint8 at training size, keep if it fits;   tasks of Ray Data
+       and photos without people, with --backgrounds
     3. shuffled epochs, by streaming_split                  tasks -> workers
     4. batch -> augment -> network -> step; validate        workers (matting.training)
     5. after every epoch: checkpoint, metrics, events       rank 0 -> the run folder
@@ -25,7 +26,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,9 +39,10 @@ from ray.train.torch import TorchTrainer, get_device
 from jobs import cluster, config, streams, tracking
 from jobs.actors import Rejected
 from jobs.config import ConfigError
+from jobs.material import Material, MaterialOptions, make_datasets, open_material
 from jobs.runs import Recorder, RunFolder
 from matting import checkpoint, report, storage
-from matting.collection import DataError, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
+from matting.collection import Pairs, too_many_rejected
 from matting.devices import Precision
 from matting.losses import Reduction
 from matting.predictor import Network, Predictor
@@ -58,16 +59,14 @@ CHANGEABLE = {"output", "name", "epochs", "minutes", "workers", "device", "cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(PairOptions):
+class TrainConfig(MaterialOptions):
     """Train the network.
 
     Args:
-        data: "synthetic", or the URI of raw or packed pairs; several with commas between.
         output: URI under which the run's folder is made.
         name: of the run's folder; by default from recipe and data.
         recipe: preset of the other options, from jobs/configs; by default "quickstart" for synthetic data, else
             "matting".
-        size: pixels a side that pictures are squashed to.
         width: channels of the network's first level; each level down has twice as many.
         depth: how often the network halves the picture.
         max_width: channels that no level has more of.
@@ -89,21 +88,16 @@ class TrainConfig(PairOptions):
         augment_until: share of the run that varies pictures (geometry, light, background, quality); then they are
             mirrored at most.
         batch: pairs a worker takes for one step.
-        repeats: how often an epoch takes each training pair; or a number for each URI of data, with commas between.
         epochs: passes over the training pairs.
         minutes: of training and validation, after which to stop even if epochs are left.
         workers: data-parallel processes; on GPUs, one a GPU. With "1,4" from one to four, as there is room.
         device: "auto" takes GPUs if the cluster has enough.
         precision: of the convolutions; "auto" is bf16 where that is faster.
-        seed: of weights, order and augmentation.
-        cache: "auto" keeps decoded pairs in the object store if they fit.
     """
 
-    data: str = "synthetic"
     output: str = "runs"
     name: str | None = None
     recipe: Literal["seed", "matting", "quickstart"] | None = None
-    size: int = 128
     width: int = 32
     depth: int = 3
     max_width: int = 1024
@@ -124,22 +118,24 @@ class TrainConfig(PairOptions):
     laplacian: float = TrainingConfig.laplacian
     augment_until: float = TrainingConfig.augment_until
     batch: int = 8
-    repeats: int | str = 1
     epochs: int = 30
     minutes: float | None = None
     workers: int | str = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Precision = TrainingConfig.precision
-    seed: int = TrainingConfig.seed
-    cache: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("size", "width", "depth", "stem", "batch", "epochs", "synthetic_pairs"):
+        super().__post_init__()
+        for name in ("width", "depth", "stem", "batch", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
         for name in ("small_until", "augment_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share of the run, from 0 to 1; is {getattr(self, name)}")
+        if self.backgrounds and not self.augment_until:
+            raise ValueError(
+                "--backgrounds is for recipes that vary pictures: give --recipe matting, or an --augment_until above 0"
+            )
         smallest = self.size // 2 if self.small_until else self.size
         multiple = self.network().multiple
         if smallest < 2 * multiple:  # a batch of one picture would leave BatchNorm a single value
@@ -151,9 +147,6 @@ class TrainConfig(PairOptions):
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)?", str(self.workers)) or self.fewest_workers > self.most_workers:
             raise ValueError(f"--workers takes a number, or the fewest and the most such as 1,4; is {self.workers!r}")
-
-        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", str(self.repeats)):
-            raise ValueError(f"--repeats takes a number of at least 1, or several such as 2,1; is {self.repeats!r}")
 
     @property
     def fewest_workers(self) -> int:
@@ -171,10 +164,10 @@ class TrainConfig(PairOptions):
         collections = [uri.rstrip("/").rpartition("/")[2] for uri in self.data.split(",")]
         return storage.join(cluster.absolute(self.output), self.name or "-".join([str(self.recipe), *collections]))
 
-    def identity(self, fingerprint: str) -> dict[str, Any]:
+    def identity(self, material: Material) -> dict[str, Any]:
         """What makes two commands the same run."""
         options = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
-        return {**options, "betas": list(self.betas), "data_fingerprint": fingerprint}
+        return {**options, "betas": list(self.betas), **material.fingerprints()}
 
     def network(self) -> UNetConfig:
         """The part that :mod:`matting.unet` needs."""
@@ -199,32 +192,27 @@ def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
     """Check what was asked; go on with the run, or say that there is nothing left to do."""
     began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
-    pairs = open_pairs(cluster.absolute_each(options.data), options)
-    for split in ("train", "val"):
-        if not pairs.keys[split]:
-            raise DataError(f"{options.data} has no pairs for '{split}' ({pairs.counts()}): add pairs.")
-    numbers = epoch_numbers(options, pairs)
+    material = open_material(options)
     storage.check_writable(cluster.absolute(options.output))
     folder = RunFolder(options.run_uri)
     if not folder.name.isascii():
         raise ConfigError(f"Ray Train takes only ASCII in the name of a run, which is {folder.name!r}: give --name.")
-    identity = options.identity(pairs.fingerprint)
+    identity = options.identity(material)
     folder.begin(cluster.command(), identity)
     with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):
-        go_on(options, pairs, numbers, folder, kind_of_trainer)
+        go_on(options, material, folder, kind_of_trainer)
     storage.remove_partials(folder.uri, began)
 
 
-def go_on(
-    options: TrainConfig, pairs: Pairs, numbers: np.ndarray, folder: RunFolder, kind_of_trainer: type[Trainer]
-) -> None:
+def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_trainer: type[Trainer]) -> None:
     """Train until the run is finished, then make the page."""
+    pairs = material.pairs
     progress = folder.progress()
-    plan = options.plan(len(numbers))
+    plan = options.plan(len(material.numbers))
     if progress and plan.finished(progress["epochs"], progress["seconds"]):
         print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
         if not storage.exists(storage.join(folder.uri, "report.html")):
-            finish(options, pairs, folder)
+            finish(options, material, folder)
         return
     use_gpu = start_cluster(options)
     rejected = Rejected.options(scheduling_strategy=cluster.here()).remote()
@@ -235,21 +223,24 @@ def go_on(
             "folder": folder,
             "rejected": rejected,
             "plan": plan,
-            "total": pairs.counts()["train"] + pairs.counts()["val"],
+            "total": material.total,
             "data": {
                 "uri": options.data,
                 "split_seed": options.split_seed,
                 "fingerprint": pairs.fingerprint,
+                "backgrounds": options.backgrounds,
                 # A network that learned people of one size alone takes them best as it did: every photo as a square.
                 "aspects": pairs.aspects() if options.augment_until else None,
             },
             "console": console,
             "ray_up": time.time(),
         }
-        failure = fit(settings, make_datasets(options, pairs, numbers, folder, rejected, console), use_gpu)
+        if material.backgrounds is not None:
+            settings["backgrounds"] = streams.backgrounds(material.backgrounds, options.size, rejected)
+        failure = fit(settings, make_datasets(options, material, folder.epochs_done, rejected, console), use_gpu)
     if failure:
         raise cluster.JobError(failure)
-    finish(options, pairs, folder)
+    finish(options, material, folder)
 
 
 def start_cluster(options: TrainConfig) -> bool:
@@ -258,50 +249,6 @@ def start_cluster(options: TrainConfig) -> bool:
     wanted = workers if options.device == "gpu" else 0
     found = cluster.start(workers, streams.READ_CPUS, wanted, f"{workers} workers")
     return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
-
-
-def epoch_numbers(options: TrainConfig, pairs: Pairs) -> np.ndarray:
-    """The training rows that an epoch takes, by number; some several times, if so asked."""
-    counts = [int(count) for count in str(options.repeats).split(",")]
-    if len(counts) not in (1, len(pairs.prefixes)):
-        raise ConfigError(
-            f"--repeats has {len(counts)} numbers and --data {len(pairs.prefixes)} URIs: give one, or one for each."
-        )
-    each = np.array(counts * len(pairs.prefixes))[pairs.sources("train")]
-    return np.concatenate([np.flatnonzero(each > taken) for taken in range(max(counts))])
-
-
-def make_datasets(
-    options: TrainConfig,
-    pairs: Pairs,
-    numbers: np.ndarray,
-    folder: RunFolder,
-    rejected: Any,
-    console: cluster.SharedConsole,
-) -> dict[str, Any]:
-    """What the workers read, decoded and kept if it fits."""
-    rows: dict[str, Rows] = {split: pairs.splits[split] for split in ("train", "val")}
-    if options.cache == "auto":
-        fits, sentence = streams.cache_fits(sum(map(len, rows.values())), options.size)
-        console.say(sentence)
-        if fits:
-            epoch = folder.progress().get("epochs", 0)
-            first = np.concatenate(streams.epoch_order(numbers, options.seed, epoch, 0))
-            rows = {
-                "train": streams.cache(rows["train"], options.size, rejected, first),
-                "val": streams.cache(rows["val"], options.size, rejected),
-            }
-    return {
-        "train": partial(train_dataset, options, rows["train"], numbers, folder, rejected),
-        "val": streams.in_order(rows["val"], options.size, rejected),
-    }
-
-
-def train_dataset(
-    options: TrainConfig, rows: Rows, numbers: np.ndarray, folder: RunFolder, rejected: Any
-) -> ray.data.Dataset:
-    """The epochs from the one after the last checkpoint; asked for whenever a group of workers starts."""
-    return streams.epochs(rows, numbers, options.size, options.seed, folder.progress().get("epochs", 0), rejected)
 
 
 class Shards(ray.train.DataConfig):
@@ -375,7 +322,12 @@ def train_worker(settings: dict[str, Any]) -> str:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     torch.manual_seed(options.seed)
     model = UNet(options.network())
-    trainer: Trainer = settings["trainer"](model, options.training(), get_device())
+    pictures = None
+    if "backgrounds" in settings:
+        pictures = np.concatenate(ray.get(settings["backgrounds"]))
+        if not len(pictures):
+            return f"None of the photos of --backgrounds {options.backgrounds} can be used: give others, or none."
+    trainer: Trainer = settings["trainer"](model, options.training(), get_device(), pictures)
     if last := ray.train.get_checkpoint():
         place = storage.join(settings["folder"].uri, Path(last.path).name)
         trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
@@ -396,7 +348,8 @@ def train_worker(settings: dict[str, Any]) -> str:
         scores = trainer.validate(streams.batches(val_shard, options.batch))
         rejections = ray.get(settings["rejected"].all.remote())
         # The first pass over the pairs shows it, to all workers alike.
-        if failure := too_many_rejected(rejections, settings["total"], options.max_rejected_fraction):
+        what = "pairs and backgrounds" if options.backgrounds else "pairs"
+        if failure := too_many_rejected(rejections, settings["total"], options.max_rejected_fraction, what):
             return failure
         if not epoch.steps or not scores:
             return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
@@ -415,8 +368,9 @@ def train_worker(settings: dict[str, Any]) -> str:
     return ""
 
 
-def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
+def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
     """Check that validation saw every row, make the page, and say where everything is."""
+    pairs, taken = material.pairs, material.backgrounds
     progress, rejections, scores = folder.progress(), folder.rejected(), folder.scores()
     folder.restore_best(progress["best_mad"])
     expected = set(pairs.keys["val"]) - set(rejections)
@@ -433,6 +387,7 @@ def finish(options: TrainConfig, pairs: Pairs, folder: RunFolder) -> None:
             "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",
             "Network": f"U-Net, width {options.width}, depth {options.depth}, {options.size}×{options.size} pixels",
             "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+            **({} if taken is None else {"Backgrounds": f"{options.backgrounds}: {len(taken):,} photos"}),
             "Best epoch": f"{chosen['epoch']} of {epochs[-1]['epoch']}, chosen by MAD on the validation split",
             "Trained": f"{epochs[-1]['step']:,} steps, {progress['seconds'] / 60:.1f} minutes",
         },

@@ -241,19 +241,20 @@ def open_pairs(data: str, options: PairOptions) -> Pairs:
     )
 
 
-def too_many_rejected(reasons: Mapping[str, str], total: int, allowed_fraction: float) -> str:
+def too_many_rejected(reasons: Mapping[str, str], total: int, allowed_fraction: float, what: str = "pairs") -> str:
     """What to tell the user if more pairs than allowed cannot be used; nothing if no more are.
 
     Args:
         reasons: of the rejected pairs, by key.
         total: pairs that were found.
         allowed_fraction: in [0, 1].
+        what: they are.
     """
     if len(reasons) <= allowed_fraction * total:
         return ""
     first = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:5])
     return (
-        f"{len(reasons)} of {total} pairs cannot be used, more than --max_rejected_fraction {allowed_fraction:g} "
+        f"{len(reasons)} of {total} {what} cannot be used, more than --max_rejected_fraction {allowed_fraction:g} "
         f"allows. The first: {first}. Mend or remove them, or allow more."
     )
 

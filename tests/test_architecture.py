@@ -16,6 +16,7 @@ SHARED_JOBS_MODULES = {
     "jobs.config",
     "jobs.cluster",
     "jobs.streams",
+    "jobs.material",
     "jobs.runs",
     "jobs.blocks",
     "jobs.actors",
@@ -53,6 +54,8 @@ KNOWS_NOT = {
     "jobs.findings": ("jobs.measure", "jobs.streams", "ray.data", "ray.train"),
     "jobs.measure": ("jobs.cluster", "jobs.streams", "ray.data", "ray.train"),
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
+    "matting.backgrounds": ("torch", "matting.unet"),
+    "jobs.material": ("matting.training", "ray.train", "jobs.runs"),
 }
 
 

@@ -18,6 +18,7 @@ from jobs.config import ConfigError
 from matting import checkpoint, images
 from matting.collection import PairOptions, open_pairs
 from matting.pairs import PairsError
+from matting.photos import PhotosError
 from matting.storage import StorageError
 from tests import jobs
 from tests.drawing import write_folders
@@ -144,6 +145,32 @@ def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None
         train.main([*options, "--name=none-allowed"])
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_photos_without_people_are_taken_as_backgrounds(tmp_path: Path) -> None:
+    rooms = tmp_path / "rooms"
+    rooms.mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (70, 3), np.uint8)  # more than one task decodes
+    for number, colour in enumerate(colours):
+        (rooms / f"{number}.png").write_bytes(images.encode_png(np.full((40, 50, 3), colour, np.uint8)))
+    (rooms / "broken.jpg").write_text("<html>404</html>")
+    varied = [*SMALL, "--augment_until=1", "--epochs=1", "--max_rejected_fraction=0.02", f"--output={tmp_path}"]
+    given = [*varied, f"--backgrounds={rooms}", "--name=with"]
+    train.main(given)
+    train.main([*varied, "--name=without"])
+    page = (tmp_path / "with/report.html").read_text()
+    assert f"{rooms}: 71 photos" in page
+    assert str(rooms / "broken.jpg") in json.loads((tmp_path / "with/rejected.json").read_text())
+    assert checkpoint.load(str(tmp_path / "with/best")).config["data"]["backgrounds"] == str(rooms)
+    assert not same(weights(tmp_path / "with/best"), weights(tmp_path / "without/best"))
+    (rooms / "0.png").unlink()
+    with pytest.raises(ConfigError, match="backgrounds_fingerprint was"):  # not the same run any more
+        train.main(given)
+    for photo in rooms.glob("*.png"):
+        photo.unlink()
+    with pytest.raises(JobError, match="None of the photos of --backgrounds"):
+        train.main([*given[:-1], "--name=none"])
+
+
 def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -> None:
     (tmp_path / "empty").mkdir()
     output = f"--output={tmp_path / 'runs'}"
@@ -155,6 +182,8 @@ def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -
         (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
         (ConfigError, ["--augment_until=15"], "augment_until is a share of the run, from 0 to 1; is 15"),
         (ConfigError, [f"--data={undisturbed}", output, "--size=64"], "of 32 pixels have less than two a side"),
+        (ConfigError, [*SMALL, output, f"--backgrounds={tmp_path}"], "--backgrounds is for recipes that vary pictures"),
+        (PhotosError, [*SMALL, output, "--augment_until=1", f"--backgrounds={undisturbed}"], "photos"),
         (ConfigError, ["--repeats=1,x", output], "repeats takes"),
         (ConfigError, ["--repeats=1,2", output], "--repeats has 2 numbers and --data 1 URIs"),
         (ConfigError, [*SMALL, output, "--name=Läufe"], "give --name"),
