@@ -23,6 +23,7 @@ TURN = math.radians(6)
 LIGHT = 0.2  # standard deviation of the logarithm of brightness, of contrast and of saturation
 TINT = 0.1  # of the logarithm of each colour's share
 PLACED = 0.3  # of the pictures
+RIM = 1 / 64  # of the picture's side: how far beyond its alpha a person is still to be seen
 ELSEWHERE = 0.6  # of these, if there are photos without people, before one of them
 WORN = 0.25  # are blurred; and as many are noisy
 NOISE = 0.06  # standard deviation at the most
@@ -109,14 +110,15 @@ def place(
 ) -> tuple[Tensor, Tensor]:
     """Put some of the people before the background of the next picture of the batch, or before one of the photos.
 
-    Where the next picture has a person, its background is carried on from around.
+    Where the next picture has a person, its background is carried on from around; from beyond the rim, where masks are
+    too small or hair is thin, or an outline of that person would be left there to learn from.
     """
     chosen = torch.rand(image_BCHW.shape[0], generator=generator) < PLACED
     if not chosen.any():
         return image_BCHW, alpha_B1HW
     behind = torch.nonzero(chosen).squeeze(1)
     others = (behind + 1) % len(chosen)
-    background = carry_on(image_BCHW[others], 1 - alpha_B1HW[others])
+    background = carry_on(image_BCHW[others], 1 - widened(alpha_B1HW[others]))
     if backgrounds_NCHW is not None:
         elsewhere = torch.nonzero(torch.rand(len(behind), generator=generator) < ELSEWHERE).squeeze(1)
         if len(elsewhere):
@@ -134,6 +136,12 @@ def scenes(backgrounds_NCHW: Tensor, count: int, size: int, generator: torch.Gen
     image = backgrounds_NCHW[picked.to(backgrounds_NCHW.device)].float() / 255
     moved, _, _ = move(image, torch.zeros_like(image[:, :1]), size, generator)
     return relight(moved, generator)
+
+
+def widened(alpha_B1HW: Tensor) -> Tensor:
+    """Each pixel's greatest alpha as far as the rim."""
+    reach = max(1, round(RIM * alpha_B1HW.shape[-1]))
+    return functional.max_pool2d(alpha_B1HW, 2 * reach + 1, stride=1, padding=reach)
 
 
 def carry_on(image_BCHW: Tensor, weight_B1HW: Tensor) -> Tensor:

@@ -154,6 +154,17 @@ def test_people_are_placed_before_the_background_of_the_next_picture(monkeypatch
         torch.testing.assert_close(placed[number, :, 5, 6], half, atol=0.15, rtol=0)
 
 
+def test_no_outline_of_a_person_stays_in_the_background_where_its_mask_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(augment, "PLACED", 1.0)
+    image, alpha = torch.full((2, 3, 128, 128), 0.5), torch.zeros(2, 1, 128, 128)
+    image[0, :, 30:98, 30:98] = torch.tensor([1.0, 0, 0])[:, None, None]  # a red person,
+    alpha[0, :, 32:96, 32:96] = 1  # whose mask lacks two pixels on every side
+    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), generator())
+    torch.testing.assert_close(placed[1], torch.full((3, 128, 128), 0.5), atol=0.01, rtol=0)
+
+
 def test_reflections_are_no_people_where_the_background_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "PLACED", 1.0)
     image, alpha = torch.rand(2, 3, 8, 8, generator=generator()), torch.ones(2, 1, 8, 8)
