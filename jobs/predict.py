@@ -12,18 +12,13 @@ A photo is done when its outputs and then its ledger row are in the store. A run
 it was at; the next one does what is left.
 """
 
-import bisect
-import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, get_args
 
-import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -31,18 +26,15 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs import cluster, config, telemetry
 from jobs.blocks import GpuNetwork, Work, blocks, handle_block
-from matting import checkpoint, gallery, images, ledger, outputs, storage
+from jobs.outcome import Tally, duration, has_page, kind_of, last_run, remembered, write_page
+from matting import checkpoint, ledger, outputs, storage
 from matting.checkpoint import CheckpointError
-from matting.images import Pixels
 from matting.outputs import CutoutFormat, Settings, Sink, Stage
 from matting.pairs import some
-from matting.photos import Photos, find_photos, read_photos
+from matting.photos import Photos, find_photos
 from matting.predictor import Refine
-from matting.refine import foreground
 
 SHARED_CPUS = 0.5  # of a task that waits for a GPU half of the time
-SHOWN = 24  # cards in each group of the page
-COVERAGE_BINS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,59 +92,6 @@ class PredictConfig:
         return Settings(self.write_kinds, self.format, self.refine, self.sink)
 
 
-@dataclass
-class Tally:
-    """What came of the photos so far; of bounded size."""
-
-    done: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)  # of failures
-    failed: list[tuple[str, str]] = field(default_factory=list)  # the first few: key, error
-    least_confident: list[tuple[float, str]] = field(default_factory=list)  # confidence, key
-    sample: list[tuple[float, str]] = field(default_factory=list)  # a hash of the key, key
-    ray: float = 0.0  # seconds that Ray took to start
-    began: float = float("inf")  # of the first task, in seconds since the epoch
-    ended: float = 0.0
-    seconds: Counter[str] = field(default_factory=Counter)  # of all tasks, by stage
-
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """What :func:`handle_block` says."""
-        for row in rows:
-            if block := row["block"]:
-                self.began, self.ended = min(self.began, block["began"]), max(self.ended, block["ended"])
-                self.seconds.update({stage: block[stage] for stage in get_args(Stage)})
-            if row["error"] is not None:
-                self.reasons[kind_of(row["error"])] += 1
-                if len(self.failed) < SHOWN:
-                    self.failed.append((row["key"], row["error"]))
-                continue
-            self.done += 1
-            keep_smallest(self.least_confident, row["confidence"], row["key"])
-            keep_smallest(self.sample, zlib.crc32(row["key"].encode()), row["key"])
-
-    @property
-    def total(self) -> int:
-        """Photos handled."""
-        return self.done + self.reasons.total()
-
-    def speed(self) -> str:
-        """In words, start-up apart."""
-        seconds = max(self.ended - self.began, 1e-3)
-        start_up = self.began - psutil.Process().create_time()
-        return (
-            f"{self.total / seconds:.1f} photos/s for {duration(seconds)}, "
-            f"after {start_up:.1f} s of start-up, of which Ray's {self.ray:.1f} s"
-        )
-
-    def summary(self) -> str:
-        """In words."""
-        return f"{self.done:,} done, {self.reasons.total():,} failed, {self.speed()}"
-
-    def shares(self) -> str:
-        """Where the tasks' time went, in words: "network 71 %, decode 9 %"."""
-        total = self.seconds.total()
-        return ", ".join(f"{stage} {100 * seconds / total:.0f} %" for stage, seconds in self.seconds.most_common())
-
-
 def main(argv: Sequence[str], kind_of_work: type[Work] = Work) -> None:
     """Plan, predict what is due, and leave ledger and page."""
     began = datetime.now(UTC)
@@ -172,14 +111,14 @@ def main(argv: Sequence[str], kind_of_work: type[Work] = Work) -> None:
     if options.prune and len(plan.deleted):
         gone = known.filter(pc.is_in(known["key"], plan.deleted.combine_chunks()))
         outputs.remove(output, dict(zip(gone["key"].to_pylist(), gone["outputs"].to_pylist(), strict=True)))
+    work = kind_of_work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
     if not len(due):
         merged = ledger.compact(output, plan.deleted if options.prune else ())
         storage.remove_partials(output, began)
         if len(merged) and not has_page(output, last_run(merged)):  # that run was killed at its end
-            write_page(options, output, merged, remembered(merged, photos.table), photos)
+            write_page(work, source, merged, remembered(merged, photos.table), photos)
         print("Nothing left to do.")
         return
-    work = kind_of_work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
     due = with_earlier_outputs(due, known)
     del known
     pa.default_memory_pool().release_unused()  # what reading took; it may be several times what is left of it
@@ -187,7 +126,7 @@ def main(argv: Sequence[str], kind_of_work: type[Work] = Work) -> None:
     merged = ledger.compact(output, plan.deleted if options.prune else ())
     pa.default_memory_pool().release_unused()
     storage.remove_partials(output, began)
-    write_page(options, output, merged, tally, photos)
+    write_page(work, source, merged, tally, photos)
     print_result(output, tally, len(photos.table) - len(due))
     failed = tally.reasons.total()
     if failed > options.max_failed * tally.total:
@@ -278,98 +217,6 @@ def publish(run: str, rows: list[dict[str, Any]]) -> None:
             telemetry.count(telemetry.PREDICT_SECONDS, block[stage], run=run, stage=stage)
 
 
-def write_page(options: PredictConfig, output: str, merged: pa.Table, tally: Tally, photos: Photos) -> None:
-    """report.html: figures of the whole ledger, pictures of this run."""
-    run = last_run(merged)
-    model = merged.filter(pc.equal(merged["run"], run))["model"][0].as_py()
-    counts = ledger.plan(photos.table, merged, model, str(options.settings), retry_failed=False).counts
-    failed = merged.filter(pc.equal(merged["status"], "failed"))
-    coverage = merged["coverage"].drop_null().to_numpy()
-    page = gallery.page(
-        title="Mattes",
-        command=cluster.command(),
-        facts={
-            "Photos": options.images,
-            "Output": output,
-            "Checkpoint": f"{options.checkpoint}, SHA-256 {model[:16]}…",
-            "Settings": str(options.settings),
-            "Run": run,
-            **({"This run": tally.summary()} if tally.total else {}),
-        },
-        counts={
-            "photos": len(photos.table),
-            "done": counts["done"],
-            "failed": counts["unavailable"] + counts["failed"],
-            "left": counts["new"] + counts["changed"] + counts["outdated"],
-        },
-        failures=Counter(kind_of(error) for error in failed["error"].to_pylist()),
-        coverage=np.histogram(coverage, COVERAGE_BINS, (0, 1))[0].tolist(),
-        cards=cards(output, photos.table, merged, tally),
-    )
-    storage.write_bytes(storage.join(output, "report.html"), page.encode())
-
-
-def last_run(merged: pa.Table) -> str:
-    """The latest in the ledger, by name."""
-    return str(pc.max(merged["run"]).as_py())
-
-
-def has_page(output: str, run: str) -> bool:
-    """Whether the page is that of this run."""
-    try:
-        return run.encode() in storage.read_bytes(storage.join(output, "report.html"))
-    except storage.NotFoundError:
-        return False
-
-
-def remembered(merged: pa.Table, photos: pa.Table) -> Tally:
-    """What the page of a run that is over shows, from the ledger; its sample is evenly spread."""
-    rows = merged.filter(pc.is_in(merged["key"], photos["key"].combine_chunks())).select(["key", "error", "confidence"])
-    is_done = pc.is_null(rows["error"])
-    failed, done = rows.filter(pc.invert(is_done)).slice(0, SHOWN), rows.filter(is_done)
-    shown = done.take(np.unique(np.linspace(0, len(done) - 1, SHOWN).astype(int))) if len(done) else done
-    doubtful = done.sort_by([("confidence", "ascending"), ("key", "ascending")]).slice(0, SHOWN)
-    return Tally(
-        failed=list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)),
-        least_confident=list(zip(doubtful["confidence"].to_pylist(), doubtful["key"].to_pylist(), strict=True)),
-        sample=[(0, key) for key in shown["key"].to_pylist()],
-    )
-
-
-def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list[gallery.Card]:
-    """The page's pictures: the first few that failed, the least confident, and a sample of the others."""
-    confidence = {key: value for value, key in tally.least_confident}
-    groups: dict[str, gallery.Group] = dict.fromkeys((key for _, key in tally.sample), "sample")
-    groups |= dict.fromkeys(confidence, "least confident") | dict.fromkeys((key for key, _ in tally.failed), "failed")
-    keys = pa.array(sorted(groups), pa.string())
-    rows = merged.take(pc.index_in(keys, merged["key"].combine_chunks())).to_pylist()
-    inputs = photos.take(pc.index_in(keys, photos["key"].combine_chunks()))
-    made = []
-    for index, data in read_photos(inputs, ahead=4):
-        key, row = rows[index]["key"], rows[index]
-        try:
-            image_HWC = None if isinstance(data, str) else thumbnail(images.decode_image(data))
-        except images.BadImage:
-            image_HWC = None
-        if row["status"] == "failed":
-            made.append(gallery.Card(key, groups[key], {"reason": row["error"]}, image_HWC))
-            continue
-        facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
-        if key in confidence:
-            facts["confidence"] = confidence[key]
-        alpha_HW = thumbnail(outputs.read_alpha(output, key, row["outputs"]))
-        if image_HWC is not None and image_HWC.shape[:2] == alpha_HW.shape:  # else it has changed since
-            made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, foreground(image_HWC, alpha_HW)))
-    return sorted(made, key=lambda card: (confidence.get(card.key, 2), card.key))
-
-
-def thumbnail(array: Pixels) -> Pixels:
-    """At the size that the page shows."""
-    height, width = array.shape[:2]
-    scale = min(1, gallery.THUMBNAIL / max(height, width))
-    return images.resize(array, max(1, round(width * scale)), max(1, round(height * scale)))
-
-
 def print_result(output: str, tally: Tally, skipped: int) -> None:
     """What this run did."""
     print(f"{tally.done:>11,} done")
@@ -379,25 +226,6 @@ def print_result(output: str, tally: Tally, skipped: int) -> None:
         print(f"{count:>15,} {reason}")
     print(f"Time went to {tally.shares()}.")
     print(f"{tally.speed()}. Page: {output}/report.html")
-
-
-def kind_of(error: str) -> str:
-    """What failures of one kind have in common: the reason without names and numbers."""
-    return re.sub(r"\d[\d,.]*", "N", error.partition(":")[0])
-
-
-def keep_smallest(kept: list[tuple[Any, str]], value: float, key: str) -> None:
-    """Insert into a sorted list that never grows beyond SHOWN."""
-    bisect.insort(kept, (value, key))
-    del kept[SHOWN:]
-
-
-def duration(seconds: float) -> str:
-    """In words: "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
 from jobs import predict, tracking, train
 from jobs.config import ConfigError
+from jobs.outcome import kind_of
 from jobs.runs import RunFolder
 from matting import checkpoint, images
 from matting.outputs import Stage
@@ -176,7 +177,7 @@ def test_what_is_served_of_a_prediction_is_what_the_ledger_says(watched: Watched
     rows = duckdb.sql(f"select run, status, error from '{watched.mattes}/_ledger/*.parquet'").fetchall()
     ((run,),) = {(row[0],) for row in rows}
     outcomes = Counter(status for _, status, _ in rows)
-    reasons = Counter(predict.kind_of(error) for _, _, error in rows if error)
+    reasons = Counter(kind_of(error) for _, _, error in rows if error)
     assert reasons.keys() == {
         "empty file",
         "truncated JPEG",
