@@ -10,17 +10,12 @@ are taken within a round. It measures one machine, on which it runs: to measure 
 """
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -28,24 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from jobs import cluster, config, measure
 from jobs.findings import Results, tell
-from matting import checkpoint, images, ledger, storage
+from jobs.processes import alone, watch
+from jobs.workload import JOBS, Workload, collection_name, copies, prepare
+from matting import checkpoint, ledger, storage
 from matting.collection import PairOptions, open_pairs
-from matting.photos import find_photos
-from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
 
-DRAWN_SIZES = {"178x218": (178, 218), "600x800": (600, 800)}  # CelebA's, and AISegment's
-DRAWN = 300  # different photos of a size, and different pairs
-PAIRS = 500
-PACKED_SIDE = 320
-WATCHED_EVERY = 0.5  # seconds
 WITHOUT_NETWORK = ["-c", "from jobs import cluster, idle; cluster.run(idle.main)"]
-JOBS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -78,17 +65,9 @@ class BenchmarkConfig:
             raise ValueError("--rounds, --seconds and --sizes must be more than 0")
         if not storage.is_local(self.output):
             raise ValueError(f"--output must be a local folder, is {self.output!r}")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is measured on."""
-
-    photos: dict[str, list[Path]]  # by size
-    raw: str
-    packed: str
-    checkpoint: str
-    scratch: Path
+        names = [collection_name(uri) for uri in (self.images or "").split(",")]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--images are told apart by their folders' names, which have to differ: {names}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     results = Results()
     began = datetime.now(UTC)
     try:
-        work = prepare(options, output / "scratch")
+        work = prepare(options.data, options.images, options.checkpoint, output / "scratch")
         for number in range(options.rounds):
             print(f"\nRound {number + 1} of {options.rounds}", flush=True)
             for measurement in (network, stages, predictions, scripts, trainings):
@@ -113,156 +92,7 @@ def main(argv: Sequence[str]) -> None:
     tell(results, began, output)
 
 
-# What is measured on --------------------------------------------------------------------------------------------------
-
-
-def prepare(options: BenchmarkConfig, scratch: Path) -> Workload:
-    """Photos, pairs and a checkpoint on the local disk."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    if options.images:
-        photos = {uri.rstrip("/").rpartition("/")[2]: fetched(uri, scratch) for uri in options.images.split(",")}
-    else:
-        photos = {name: drawn(size, scratch / name) for name, size in DRAWN_SIZES.items()}
-    raw = cluster.absolute(options.data) if options.data else str(drawn_pairs(scratch / "raw"))
-    packed = str(scratch / "packed")
-    watch([sys.executable, str(JOBS / "pack.py"), f"--pairs={raw}", f"--output={packed}", f"--side={PACKED_SIDE}"])
-    uri = options.checkpoint or untrained(str(scratch / "checkpoint"))
-    return Workload(photos, raw, packed, cluster.absolute(uri), scratch)
-
-
-def fetched(uri: str, scratch: Path) -> list[Path]:
-    """Copies of the first photos of a collection."""
-    table = find_photos(cluster.absolute(uri), "").table.slice(0, 2 * DRAWN)
-    folder = scratch / uri.rstrip("/").rpartition("/")[2]
-    folder.mkdir(parents=True)
-    paths = [folder / f"{number}{Path(key).suffix}" for number, key in enumerate(table["key"].to_pylist())]
-    for path, photo in zip(paths, table["uri"].to_pylist(), strict=True):
-        path.write_bytes(storage.read_bytes(photo))
-    return paths
-
-
-def drawn(size: tuple[int, int], folder: Path) -> list[Path]:
-    """Photos of drawn people."""
-    folder.mkdir(parents=True)
-    paths = [folder / f"{number}.jpg" for number in range(DRAWN)]
-    with pool(os.cpu_count() or 1) as processes:
-        list(processes.map(draw, range(DRAWN), [size] * DRAWN, paths, [None] * DRAWN))
-    return paths
-
-
-def drawn_pairs(folder: Path) -> Path:
-    """Raw pairs of drawn people, as large as AISegment's."""
-    pictures, mattes = folder / "images", folder / "mattes"
-    pictures.mkdir(parents=True)
-    mattes.mkdir()
-    names = [f"{number:04d}" for number in range(DRAWN)]
-    with pool(os.cpu_count() or 1) as processes:
-        list(
-            processes.map(
-                draw,
-                range(DRAWN, 2 * DRAWN),
-                [DRAWN_SIZES["600x800"]] * DRAWN,
-                [pictures / f"{name}.jpg" for name in names],
-                [mattes / f"{name}.png" for name in names],
-            )
-        )
-    for number in range(DRAWN, PAIRS):
-        for path in (pictures / f"{names[number - DRAWN]}.jpg", mattes / f"{names[number - DRAWN]}.png"):
-            os.link(path, path.with_stem(f"{number:04d}"))
-    return folder
-
-
-def draw(number: int, size: tuple[int, int], picture: Path, matte: Path | None) -> None:
-    """One person, as files."""
-    image_HWC, alpha_HW = draw_person(0, number, *size)
-    picture.write_bytes(images.encode_jpeg(image_HWC, quality=90))
-    if matte:
-        matte.write_bytes(images.encode_png(alpha_HW))
-
-
-def untrained(uri: str) -> str:
-    """A checkpoint of the seed's shape."""
-    torch.manual_seed(0)
-    model = UNet(UNetConfig())
-    checkpoint.save(uri, model, checkpoint.describe(model, 128, {}, {}), {})
-    return uri
-
-
-def copies(photos: Sequence[Path], count: int, folder: Path) -> str:
-    """So many photos, under names of their own; their bytes are on the disk once."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for number, photo in enumerate(islice(cycle(photos), count)):
-        place = folder / f"{number // 1000:04d}" / f"{number % 1000:03d}{photo.suffix}"
-        if number % 1000 == 0:
-            place.parent.mkdir(parents=True)
-        os.link(photo, place)
-    return str(folder)
-
-
 # How it is measured ---------------------------------------------------------------------------------------------------
-
-
-def pool(processes: int) -> ProcessPoolExecutor:
-    """Fresh processes, whose measurements begin together."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes)
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=measure.begin_together, initargs=(barrier,))
-
-
-def alone(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> Any:
-    """What a function of `measure` returns, added up over so many processes that run it at once."""
-    with pool(processes) as fresh:
-        found = [future.result() for future in [fresh.submit(function, *arguments) for _ in range(processes)]]
-    return sum(found) if processes > 1 else found[0]
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A command that ran. Of all its processes together: CPU seconds so far and megabytes of their own, at times."""
-
-    said: str
-    began: float
-    samples: list[tuple[float, float, float]]  # seconds since the epoch, CPU seconds, megabytes
-
-    def cpu(self, since: float, until: float) -> float:
-        """CPU seconds between two times."""
-        times, used, _ = zip(*self.samples, strict=True)
-        return float(np.interp(until, times, used) - np.interp(since, times, used))
-
-    @property
-    def megabytes(self) -> float:
-        """At the worst moment."""
-        return max(sample[2] for sample in self.samples)
-
-
-def watch(command: Sequence[str]) -> Watched:
-    """Run a command to its end.
-
-    Raises:
-        cluster.JobError: it failed.
-    """
-    began = time.time()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    used: dict[psutil.Process, float] = {}
-    samples = [(began, 0.0, 0.0)]
-    said = ""
-    while True:
-        memory = 0.0
-        for each in [process, *process.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                times, size = each.cpu_times(), each.memory_info()
-                used[each] = times.user + times.system
-                memory += (size.rss - size.shared) / 1e6
-        samples.append((time.time(), sum(used.values()), memory))
-        try:
-            said, _ = process.communicate(timeout=WATCHED_EVERY)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    if process.returncode:
-        raise cluster.JobError(f"{' '.join(command)} failed:\n{said}")
-    return Watched(said, began, samples)
 
 
 @dataclass(frozen=True)

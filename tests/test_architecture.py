@@ -25,6 +25,8 @@ SHARED_JOBS_MODULES = {
     "jobs.tracking",
     "jobs.measure",
     "jobs.findings",
+    "jobs.processes",
+    "jobs.workload",
     "jobs.idle",
 }
 
@@ -54,6 +56,8 @@ KNOWS_NOT = {
     "jobs.tracking": ("jobs.streams", "jobs.blocks", "matting.predictor"),
     "jobs.outcome": ("jobs.streams", "ray.data", "ray.train"),
     "jobs.findings": ("jobs.measure", "jobs.streams", "ray.data", "ray.train"),
+    "jobs.processes": ("jobs.streams", "jobs.findings", "ray.data", "ray.train"),
+    "jobs.workload": ("jobs.findings", "jobs.streams", "ray.data", "ray.train"),
     "jobs.measure": ("jobs.cluster", "jobs.streams", "ray.data", "ray.train"),
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
     "matting.backgrounds": ("torch", "matting.unet"),

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from jobs import benchmark, findings, idle, measure
-from jobs.benchmark import BenchmarkConfig, Workload
+from jobs.benchmark import BenchmarkConfig
 from jobs.findings import Results
+from jobs.processes import watch
+from jobs.workload import Workload, copies, draw, prepare
 from matting import checkpoint, images
+from matting.collection import PairOptions, open_pairs
 from matting.training import Plan, Step, TrainingConfig
 from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
@@ -28,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     folder = tmp_path_factory.mktemp("work")
     paths = [folder / f"{number}.jpg" for number in range(8)]
     for number, path in enumerate(paths):
-        benchmark.draw(number, (60, 70), path, None)
+        draw(number, (60, 70), path, None)
     write_folders(folder / "raw", 20, 40)
     model = UNet(UNetConfig(width=4))
     checkpoint.save(str(folder / "checkpoint"), model, checkpoint.describe(model, SIZE, {}, {}), {})
@@ -51,7 +54,7 @@ def test_what_runs_without_a_cluster_gives_figures(work: Workload, monkeypatch: 
 
 
 def test_a_prediction_without_its_network_does_all_the_rest(work: Workload) -> None:
-    photos = benchmark.copies(work.photos["60x70"], 40, work.scratch / "photos")
+    photos = copies(work.photos["60x70"], 40, work.scratch / "photos")
     found = benchmark.predicted(work, photos, "--refine=none", without_network=True)
     assert found.photos_a_second > 0
     assert found.first > found.ray > 0
@@ -90,10 +93,10 @@ def test_the_share_of_waiting_is_of_the_epochs_after_the_first() -> None:
 def test_the_processes_of_a_command_are_watched_together() -> None:
     busy = "import time; began = time.process_time()\nwhile time.process_time() - began < 1: pass"
     code = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {busy!r}]); time.sleep(1)"
-    watched = benchmark.watch([sys.executable, "-c", code])
+    watched = watch([sys.executable, "-c", code])
     assert watched.cpu(watched.began, watched.samples[-1][0]) == pytest.approx(1, abs=0.6)
     with pytest.raises(Exception, match="no such thing"):
-        benchmark.watch([sys.executable, "-c", "raise SystemExit('no such thing')"])
+        watch([sys.executable, "-c", "raise SystemExit('no such thing')"])
 
 
 def figures(rounds: int) -> Results:
@@ -155,8 +158,27 @@ def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     assert "predict, s, guided, cutouts" in ElementTree.tostring(bars, "unicode")
 
 
+def test_photos_pairs_and_a_network_are_brought_to_the_disk(work: Workload, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"  # the name of one of the folders that measurements make
+    photos.mkdir()
+    for number in range(3):
+        draw(number, (20, 30), photos / f"{number}.jpg", None)
+    made = prepare(work.raw, str(photos), None, tmp_path / "scratch")
+    copied = Path(copies(made.photos["photos"], 6, made.scratch / "photos"))
+    originals = [path.read_bytes() for path in sorted(photos.iterdir())]
+    assert [path.read_bytes() for path in sorted(copied.rglob("*.jpg"))] == 2 * originals
+    packed, raw = (sum(open_pairs(uri, PairOptions()).counts().values()) for uri in (made.packed, work.raw))
+    assert packed == raw == 20
+    assert checkpoint.load(made.checkpoint).size == 128
+
+
+def test_collections_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="have to differ"):
+        BenchmarkConfig(images="s3://one/photos,s3://other/photos/")
+
+
 def test_copies_are_as_many_as_wanted_and_cost_no_room(work: Workload) -> None:
-    folder = Path(benchmark.copies(work.photos["60x70"], 1003, work.scratch / "many"))
+    folder = Path(copies(work.photos["60x70"], 1003, work.scratch / "many"))
     found = sorted(path for path in folder.rglob("*.jpg"))
     assert len(found) == 1003
     assert len({path.stat().st_ino for path in found}) == 8
