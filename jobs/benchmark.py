@@ -143,7 +143,9 @@ class Trained:
     waiting: float  # share of the time in which the step waited for data
 
 
-def trained(work: Workload, data: str, seconds: float, *options: str, without_network: bool = False) -> Trained:
+def trained(
+    work: Workload, data: str, seconds: float, *options: str, workers: int = 1, without_network: bool = False
+) -> Trained:
     """A training, from nothing, until so many seconds of steps."""
     output = work.scratch / "runs"
     shutil.rmtree(output, ignore_errors=True)
@@ -154,7 +156,8 @@ def trained(work: Workload, data: str, seconds: float, *options: str, without_ne
         [
             *(sys.executable, *job, "--recipe=seed", *(f"--{name}={value}" for name, value in shape.items())),
             *(f"--data={data}", f"--output={output}", "--name=run"),
-            *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={measure.TRAIN_BATCH}", *options),
+            *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={measure.TRAIN_BATCH}"),
+            *(f"--workers={workers}", *options),
         ]
     )
     lines = (output / "run/metrics.jsonl").read_text().splitlines()
@@ -162,23 +165,24 @@ def trained(work: Workload, data: str, seconds: float, *options: str, without_ne
     later = epochs[1:] or epochs
     # An epoch without steps is over before two looks at the processes: of one epoch, all that led to it counts.
     since, steps = (epochs[0]["time"], epochs[0]["step"]) if len(epochs) > 1 else (watched.began, 0)
-    samples = (epochs[-1]["step"] - steps) * measure.TRAIN_BATCH
-    batch = re.search(r"first batch after (\d+\.\d) s", watched.said)
-    assert batch
+    batch = measure.TRAIN_BATCH * workers
+    samples = (epochs[-1]["step"] - steps) * batch
+    first = re.search(r"first batch after (\d+\.\d) s", watched.said)
+    assert first
     return Trained(
         samples_a_second=statistics.median(row["samples_per_second"] for row in later),
         cpu_ms=1000 * watched.cpu(since, epochs[-1]["time"]) / samples,
-        first_batch=float(batch[1]),
-        waiting=statistics.median(waiting_shares(epochs)),
+        first_batch=float(first[1]),
+        waiting=statistics.median(waiting_shares(epochs, batch)),
     )
 
 
-def waiting_shares(epochs: Sequence[dict[str, Any]]) -> list[float]:
-    """Of each epoch's time, that its steps waited for data; but for the first, if there are more."""
+def waiting_shares(epochs: Sequence[dict[str, Any]], batch: int) -> list[float]:
+    """Of each epoch's time, that its steps, of a batch over all workers, waited for data; but for the first, if there
+    are more."""
     steps = np.diff([0, *(row["step"] for row in epochs)])
     shares = [
-        row["waiting"] * row["samples_per_second"] / (count * measure.TRAIN_BATCH)
-        for row, count in zip(epochs, steps, strict=True)
+        row["waiting"] * row["samples_per_second"] / (count * batch) for row, count in zip(epochs, steps, strict=True)
     ]
     return shares[1:] or shares
 
@@ -257,13 +261,13 @@ def scripts(results: Results, work: Workload, options: BenchmarkConfig) -> None:
 def trainings(results: Results, work: Workload, options: BenchmarkConfig) -> None:
     """The train job, on packed and raw pairs, with more workers, and without its steps."""
     workers = torch.cuda.device_count() or os.cpu_count() or 1
-    for name, uri, arguments in (
-        ("packed", work.packed, []),
-        ("raw", work.raw, []),
-        ("raw, not kept", work.raw, ["--cache=off"]),
-        (f"packed, {workers} workers", work.packed, [f"--workers={workers}"]),
+    for name, uri, cache, count in (
+        ("packed", work.packed, "auto", 1),
+        ("raw", work.raw, "auto", 1),
+        ("raw, not kept", work.raw, "off", 1),
+        (f"packed, {workers} workers", work.packed, "auto", workers),
     ):
-        found = trained(work, uri, 4 * options.seconds, *arguments)
+        found = trained(work, uri, 4 * options.seconds, f"--cache={cache}", workers=count)
         results.add(f"train, {name}", "samples/s", found.samples_a_second)
         results.add(f"train, {name}, waiting for data", "%", 100 * found.waiting)
         results.add(f"train, {name}, first batch after Ray is up", "s", found.first_batch)

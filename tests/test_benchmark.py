@@ -86,8 +86,9 @@ def test_the_share_of_waiting_is_of_the_epochs_after_the_first() -> None:
         {"step": 10, "samples_per_second": 80.0, "waiting": 0.9},
         {"step": 20, "samples_per_second": 80.0, "waiting": 0.5},
     ]
-    assert benchmark.waiting_shares(epochs) == [0.5]  # ten steps of eight samples: a second
-    assert benchmark.waiting_shares(epochs[:1]) == [0.9]
+    assert benchmark.waiting_shares(epochs, 8) == [0.5]  # ten steps of eight samples: a second
+    assert benchmark.waiting_shares(epochs[:1], 8) == [0.9]
+    assert benchmark.waiting_shares(epochs, 16) == [0.25]  # with two workers, as fast together: two seconds
 
 
 def test_the_processes_of_a_command_are_watched_together() -> None:
