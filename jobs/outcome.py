@@ -45,7 +45,7 @@ class Tally:
     seconds: Counter[str] = field(default_factory=Counter)  # of all tasks, by stage
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """What :func:`handle_block` says."""
+        """What :func:`jobs.blocks.handle_block` says."""
         for row in rows:
             if block := row["block"]:
                 self.began, self.ended = min(self.began, block["began"]), max(self.ended, block["ended"])
