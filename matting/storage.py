@@ -301,21 +301,31 @@ def _remove_abandoned(partial: Path) -> bool:
     return True
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
+def _walk(folder: Path, prefix: str, above: tuple[os.stat_result, ...] = ()) -> Iterator[StoredFile]:
+    folders = (*above, folder.stat())
     with os.scandir(folder) as entries:
         for entry in entries:
             if _PARTIAL.fullmatch(entry.name):
                 continue
             key = prefix + os.fsencode(entry.name).decode()
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), key + "/")
+            if entry.is_symlink() and _leads_nowhere(entry, folders):
+                yield StoredFile(key, 0, "broken-link")  # listed, so that whoever reads it learns that it is broken
+            elif entry.is_dir():
+                yield from _walk(Path(entry.path), key + "/", folders)
             elif entry.is_file():
                 try:
                     yield _local_file(key, entry.stat())
                 except FileNotFoundError:
                     continue  # removed since its folder was read
-            elif entry.is_symlink():
-                yield StoredFile(key, 0, "broken-link")  # listed, so that whoever reads it learns that it is broken
+
+
+def _leads_nowhere(link: os.DirEntry[str], folders: tuple[os.stat_result, ...]) -> bool:
+    """Whether it leads to nothing, to itself, or back to one of the folders that it is in, and so round and round."""
+    try:
+        target = link.stat()
+    except OSError:
+        return True
+    return any(os.path.samestat(target, folder) for folder in folders)
 
 
 def _local_file(key: str, info: os.stat_result) -> StoredFile:

@@ -320,6 +320,18 @@ def test_links_are_followed_and_a_broken_one_is_listed(tmp_path):
         storage.read_bytes(f"{tmp_path}/photos/broken.jpg")
 
 
+def test_links_that_lead_round_and_round_are_listed_as_they_are_and_the_rest_once(tmp_path):
+    storage.write_bytes(f"{tmp_path}/photos/one/a.jpg", b"x")
+    storage.write_bytes(f"{tmp_path}/photos/two/b.jpg", b"x")
+    (tmp_path / "photos" / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "photos" / "here").symlink_to(".")
+    (tmp_path / "photos" / "one" / "other").symlink_to("../two")
+    (tmp_path / "photos" / "two" / "other").symlink_to("../one")
+    sizes = {file.key: file.size for file in storage.list_files(f"{tmp_path}/photos")}
+    photos = {"one/a.jpg": 1, "one/other/b.jpg": 1, "two/b.jpg": 1, "two/other/a.jpg": 1}
+    assert sizes == {**photos, "self.jpg": 0, "here": 0, "one/other/other": 0, "two/other/other": 0}
+
+
 def test_a_name_that_is_not_utf8_is_an_error_not_a_lost_file(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
     with pytest.raises(StorageError, match="not UTF-8; rename"):
