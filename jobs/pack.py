@@ -4,7 +4,8 @@
     2. fetch, decode, shrink, soften, write one part     a task each, skipped where the part is there already
     3. the description file                              driver, last
 
-The same pairs and options give the same bytes. A run that was killed goes on with the parts that are missing.
+The same pairs and options give the same bytes. A run that was killed goes on with the parts that are missing, and with
+those that lack a pair; one that is finished is done, but for pairs that the store did not give.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from matting.pairs import Pair, find_pairs
 from matting.predictions import pair_predictions
 from matting.soften import is_mask
 from matting.soften import soften as softened
+from matting.storage import FOR_NOW
 
 PART_ROWS = 256  # some 10 MB at 320 pixels: a second of a store's time, seconds of a core's
 JPEG_QUALITY = 95
@@ -98,7 +100,9 @@ def main(argv: Sequence[str]) -> None:
     parts = plan(output, found.pairs, recipe)
     plan_hash = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
     if shards.is_packed(output):
-        if shards.read_description(output)["plan"] == plan_hash:
+        description = shards.read_description(output)
+        is_unavailable = any(FOR_NOW in reason for _, reason in description["rejected"])
+        if description["plan"] == plan_hash and not is_unavailable:
             print(f"{output} holds these pairs already, packed with these options. Nothing left to do.")
             return
         storage.delete(storage.join(output, shards.DESCRIPTION))  # no longer true from the first part on
@@ -189,12 +193,13 @@ def make_part(row: dict[str, Any], parts: ray.ObjectRef, source: str, side: int,
 
 
 def existing_part(part: Part) -> bytes | None:
-    """The part's bytes, if an earlier run made it of the same pairs with the same options."""
+    """The part's bytes, if an earlier run made it of the same pairs with the same options and left none out, which may
+    have been mended since."""
     if not storage.exists(part.uri):
         return None
     data = storage.read_bytes(part.uri)
     footer = shards.part_footer(data)
-    return data if footer and footer.fingerprint == part.fingerprint else None
+    return data if footer and footer.fingerprint == part.fingerprint and not footer.rejected else None
 
 
 def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 
 import duckdb
@@ -13,13 +14,14 @@ import torch
 
 from jobs import pack, predict
 from jobs.cluster import JobError
-from matting import checkpoint, images, ledger, outputs
+from matting import checkpoint, images, ledger, outputs, storage
 from matting.collection import PairOptions, RawRows, open_pairs
 from matting.pairs import PairsError
 from matting.predictions import read_matte
 from matting.storage import StorageError
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig
+from tests import faults
 from tests.drawing import write_folders
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -194,3 +196,35 @@ def test_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [key for key, _ in description["rejected"]] == ["images/person-001.png"]
     assert "left out: images/person-001.png: image: " in output
     assert "left out: images/person-002.png: has no matte" in output
+
+
+def test_what_was_left_out_is_tried_again_once_it_is_mended(tmp_path: Path) -> None:
+    raw, packed = tmp_path / "raw", tmp_path / "packed"
+    write_folders(raw, 12, 24)
+    image = raw / "images/person-001.png"
+    sound = image.read_bytes()
+    image.write_bytes(bytes(len(sound)))  # nothing that a listing could tell
+    with pytest.raises(JobError, match=r"person-001.*Mend or remove"):
+        pack.main([f"--pairs={raw}", f"--output={packed}"])
+    image.write_bytes(sound)
+    pack.main([f"--pairs={raw}", f"--output={packed}"])
+    assert sum(open_pairs(str(packed), PairOptions()).counts().values()) == 12
+
+
+def test_a_finished_packing_goes_on_with_what_the_store_did_not_give(
+    raw: Path, tmp_path: Path, bucket: str, store_proxy: faults.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("images", "mattes"):
+        storage.write_bytes(f"{bucket}/{name}/far.png", (raw / name / "person-001.png").read_bytes())
+    lines = [
+        f"{place}/images/{name}.png,{place}/mattes/{name}.png,{name}"
+        for place, name in ((raw, "person-000"), (bucket, "far"))
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,matte,key", *lines]))
+    command = [f"--pairs={tmp_path}/pairs.csv", f"--output={tmp_path}/packed", "--max-rejected-fraction=0.5"]
+    with monkeypatch.context() as outage:
+        outage.setattr(store_proxy, "plan", repeat("throttle"))
+        pack.main(command)
+    assert sum(open_pairs(f"{tmp_path}/packed", PairOptions()).counts().values()) == 1
+    pack.main(command)
+    assert sum(open_pairs(f"{tmp_path}/packed", PairOptions()).counts().values()) == 2
