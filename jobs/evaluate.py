@@ -188,6 +188,7 @@ def leave_results(
     }
     if beside:
         facts["Beside them"] = beside.source
+    groups, gone = page_cases(pairs, by_source, alphas, beside)
     page = report.page(
         title=f"Evaluation on the {options.split} split",
         command=cluster.command(),
@@ -197,8 +198,8 @@ def leave_results(
             for name, some in {"all": means, **of_sources}.items()
         ],
         history=[],
-        groups=page_cases(pairs, by_source, alphas, beside),
-        skipped=[*pairs.unpaired, *rejected.items()],
+        groups=groups,
+        skipped=[*pairs.unpaired, *rejected.items(), *gone.items()],
     )
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     results = {**means, "sources": of_sources} if of_sources else means
@@ -220,9 +221,11 @@ def means_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def page_cases(
     pairs: Pairs, by_source: Mapping[str, list[dict[str, Any]]], alphas: Alphas, beside: CheckpointAlphas | None
-) -> dict[str, list[report.Case]]:
-    """The best, median and worst pictures of each collection, predicted once more; each by both, if there are two."""
+) -> tuple[dict[str, list[report.Case]], dict[str, str]]:
+    """The best, median and worst pictures of each collection, predicted once more; each by both, if there are two. And
+    which of these cannot be read any more."""
     groups: dict[str, list[report.Case]] = {}
+    gone: dict[str, str] = {}
     for prefix, rows in by_source.items():
         split_of = {row["key"]: row["split"] for row in rows}
         each = max(1, CASES // len(by_source))
@@ -230,13 +233,16 @@ def page_cases(
             shown = groups.setdefault(f"{prefix.rstrip('/')}: {group}" if prefix else group, [])
             for key in keys:
                 example = pairs.example(split_of[key], key)
+                if example.error:
+                    gone[key] = f"scored, and gone since: {example.error}"
+                    continue
                 shown.append(report.case(key, example.image, example.alpha, alphas(key, example.image)))
                 if beside:
                     other = beside(key, example.image)
                     shown.append(
                         report.case(f"{key}, by {beside.source.partition(',')[0]}", example.image, example.alpha, other)
                     )
-    return groups
+    return groups, gone
 
 
 if __name__ == "__main__":

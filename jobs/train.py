@@ -45,6 +45,7 @@ from matting import checkpoint, report, storage
 from matting.collection import Pairs, too_many_rejected
 from matting.devices import Precision
 from matting.losses import Reduction
+from matting.pairs import some
 from matting.predictor import Network, Predictor
 from matting.training import NonFiniteLoss, Plan, Schedule, Score, Trainer, TrainingConfig, mean_scores
 from matting.unet import Join, Relu, UNet, UNetConfig
@@ -224,6 +225,7 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
             "rejected": rejected,
             "plan": plan,
             "total": material.total,
+            "val_keys": pairs.keys["val"],
             "data": {
                 "uri": options.data,
                 "split_seed": options.split_seed,
@@ -353,6 +355,8 @@ def train_worker(settings: dict[str, Any]) -> str:
             return failure
         if not epoch.steps or not scores:
             return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
+        if lost := set(settings["val_keys"]).difference(rejections, (score.key for score in scores)):
+            return f"Validation missed {len(lost)} pairs that nobody rejected: {some(sorted(lost))}."
         means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
         is_best = means["val_mad"] < trainer.best_mad
         trainer.best_mad = min(trainer.best_mad, means["val_mad"])
@@ -369,17 +373,15 @@ def train_worker(settings: dict[str, Any]) -> str:
 
 
 def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
-    """Check that validation saw every row, make the page, and say where everything is."""
+    """Make the page, and say where everything is."""
     pairs, taken = material.pairs, material.backgrounds
     progress, rejections, scores = folder.progress(), folder.rejected(), folder.scores()
     folder.restore_best(progress["best_mad"])
-    expected = set(pairs.keys["val"]) - set(rejections)
-    if {score.key for score in scores} != expected:
-        raise cluster.JobError(f"Validation saw {len(scores)} pairs where it should have seen {len(expected)}.")
     best = checkpoint.load(storage.join(folder.uri, "best"))
     history = folder.history(progress["steps"])
     epochs = [row for row in history if "val_mad" in row]
     chosen = min(epochs, key=lambda row: row["val_mad"])
+    groups, gone = page_cases(best, pairs, scores)
     page = report.page(
         title=f"Training {folder.name}",
         command=cluster.command(),
@@ -400,8 +402,8 @@ def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
             }
         ],
         history=history,
-        groups=page_cases(best, pairs, scores),
-        skipped=[*pairs.unpaired, *rejections.items()],
+        groups=groups,
+        skipped=[*pairs.unpaired, *{**rejections, **gone}.items()],
     )
     storage.write_bytes(storage.join(folder.uri, "report.html"), page.encode())
     print(
@@ -410,17 +412,23 @@ def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
     )
 
 
-def page_cases(best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]) -> dict[str, list[report.Case]]:
-    """The best, median and worst validation pictures, predicted once more at their own size."""
+def page_cases(
+    best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]
+) -> tuple[dict[str, list[report.Case]], dict[str, str]]:
+    """The best, median and worst validation pictures, predicted once more at their own size; and which of these cannot
+    be read any more."""
     predictor = Predictor(Network(best, precision="fp32"))
-    groups = {}
+    groups: dict[str, list[report.Case]] = {}
+    gone: dict[str, str] = {}
     for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():
-        examples = [pairs.example("val", key) for key in keys]
-        groups[group] = [
-            report.case(example.key, example.image, example.alpha, predictor.alphas([example.image])[0])
-            for example in examples
-        ]
-    return groups
+        groups[group] = []
+        for example in (pairs.example("val", key) for key in keys):
+            if example.error:
+                gone[example.key] = f"scored, and gone since: {example.error}"
+                continue
+            alpha = predictor.alphas([example.image])[0]
+            groups[group].append(report.case(example.key, example.image, example.alpha, alpha))
+    return groups, gone
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ class Pairs:
         return [float(f"{aspect:.3g}") for aspect in np.quantile(found, (0.05, 0.95))] if found else []
 
     def example(self, split: str, key: str) -> Example:
-        """One pair at its own size. Raises KeyError if there is none of this key."""
+        """One pair at its own size, or why it cannot be read any more. Raises KeyError if there is none of this key."""
         keys = self.keys[split]
         place = bisect_left(keys, key)
         if keys[place : place + 1] != [key]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from matting.collection import PairOptions, open_pairs
 from matting.pairs import PairsError
 from matting.photos import PhotosError
 from matting.storage import StorageError
+from matting.training import Batch, Score, Trainer
 from tests import jobs
 from tests.drawing import write_folders
 
@@ -143,6 +145,27 @@ def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None
     assert checkpoint.load(str(tmp_path / "run/best")).aspects == (1.0, 1.0)  # the readable ones, mostly
     with pytest.raises(JobError, match=r"cannot be used.*max_rejected_fraction"):
         train.main([*options, "--name=none-allowed"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_validation_photos_that_vanish_after_the_best_epoch_cost_their_place_on_the_page_only(tmp_path: Path) -> None:
+    root = tmp_path / "pairs"
+    write_folders(root, 40, 32)
+    *doomed, last = open_pairs(str(root), PairOptions()).keys["val"]
+
+    class Unlucky(Trainer):
+        def validate(self, batches: Iterable[Batch]) -> list[Score]:
+            scores = super().validate(batches)
+            for key in doomed:
+                (root / key).unlink(missing_ok=True)
+            return [score._replace(mad=score.mad + 1000 * (self.epochs - 1)) for score in scores]
+
+    options = ["--width=4", "--size=32", "--depth=2", "--epochs=2", f"--data={root}", f"--output={tmp_path}"]
+    train.main([*options, "--cache=off", "--name=run", "--max-rejected-fraction=1"], Unlucky)
+    assert [row["val_n"] for row in epochs(tmp_path / "run")] == [len(doomed) + 1, 1]
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("scored, and gone since") == len(doomed)
+    assert all(key in page for key in [*doomed, last])
 
 
 @pytest.mark.usefixtures("ray_cluster")
