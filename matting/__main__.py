@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True, help="URI of the cutout, an RGBA PNG")
     parser.add_argument("--checkpoint", required=True, help="URI of a checkpoint folder")
     options = parser.parse_args()
+    if not options.output.lower().endswith(".png"):
+        parser.error(f"{options.output} would hold a PNG; name it so, with the suffix .png")
     try:
         predictor = Predictor.load(options.checkpoint)
         image_HWC = images.decode_image(storage.read_bytes(options.photo))

@@ -76,7 +76,21 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             floating-point pixels.
     """
     with _opened(data, max_pixels) as (picture, _):
-        return _to_rgb(picture)
+        return to_rgb(picture)
+
+
+def to_rgb(picture: Image.Image) -> Pixels:
+    """image_HWC, uint8 RGB, of a picture that Pillow has decoded, as `decode_image` has it; turned by nothing.
+
+    Raises:
+        BadImage: it is of floating-point pixels, or of 32-bit ones.
+    """
+    if picture.mode.startswith("I;16"):
+        return np.repeat(_to_8_bits(picture)[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise BadImage(f"pixels of mode {picture.mode!r}; expected 8 or 16 bits a channel")
+    picture.info.pop("transparency", None)  # Pillow would translate it too, and warn where it cannot
+    return np.array(picture.convert("RGB") if picture.mode != "RGB" else picture)
 
 
 def decode_reduced(data: bytes, side: int) -> tuple[Pixels, int, int]:
@@ -90,7 +104,7 @@ def decode_reduced(data: bytes, side: int) -> tuple[Pixels, int, int]:
         BadImage: as `decode_image`.
     """
     with _opened(data, MAX_PIXELS, least_side=side) as (picture, (width, height)):
-        return _to_rgb(picture), width, height
+        return to_rgb(picture), width, height
 
 
 def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -284,15 +298,6 @@ def _jpeg_scans(data: bytes) -> int:
         scans += marker[1] == b"\xda"
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
     return scans
-
-
-def _to_rgb(picture: Image.Image) -> Pixels:
-    if picture.mode.startswith("I;16"):
-        return np.repeat(_to_8_bits(picture)[..., None], 3, axis=2)
-    if picture.mode in ("I", "F"):
-        raise BadImage(f"pixels of mode {picture.mode!r}; expected 8 or 16 bits a channel")
-    picture.info.pop("transparency", None)  # Pillow would translate it too, and warn where it cannot
-    return np.array(picture.convert("RGB") if picture.mode != "RGB" else picture)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from matting import checkpoint
 from matting.checkpoint import Aspects, Checkpoint
 from matting.devices import Precision, autocast_dtype, to_device
-from matting.images import Pixels
+from matting.images import Pixels, to_rgb
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
@@ -111,9 +111,12 @@ class Predictor:
         return cls(Network(checkpoint.load(uri)), refine)
 
     def __call__(self, photo: Image.Image) -> Image.Image:
-        """A photo's alpha: PIL image -> PIL image of mode "L", upright as the EXIF data says, of the upright size."""
-        image_HWC = np.array(ImageOps.exif_transpose(photo).convert("RGB"))
-        return Image.fromarray(self.alphas([image_HWC])[0])
+        """A photo's alpha: PIL image -> PIL image of mode "L", upright as the EXIF data says, of the upright size.
+
+        Raises:
+            BadImage: the photo is of floating-point pixels, or of 32-bit ones.
+        """
+        return Image.fromarray(self.alphas([to_rgb(ImageOps.exif_transpose(photo))])[0])
 
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""

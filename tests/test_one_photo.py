@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from matting import checkpoint, images
+from matting.images import BadImage
 from matting.predictor import Predictor
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig
@@ -49,6 +51,20 @@ def test_a_rotated_photo_gets_an_upright_alpha(trained: str) -> None:
     np.testing.assert_array_equal(np.array(predictor(lying)), np.array(predictor(Image.fromarray(image))))
 
 
+def test_a_16_bit_photo_gets_the_alpha_that_its_file_gets(trained: str) -> None:
+    image, _ = draw_person(0, 1, 60, 80)
+    photo = Image.fromarray(image[..., 1].astype(np.uint16) * 257)
+    file = BytesIO()
+    photo.save(file, "PNG")
+    predictor = Predictor.load(trained)
+    expected = predictor.alphas([images.decode_image(file.getvalue())])[0]
+    white = predictor.alphas([np.full((80, 60, 3), 255, np.uint8)])[0]  # which Pillow would make of it
+    assert not np.array_equal(expected, white)
+    np.testing.assert_array_equal(np.array(predictor(photo)), expected)
+    with pytest.raises(BadImage, match="mode 'F'"):
+        predictor(Image.fromarray(np.zeros((8, 8), np.float32)))
+
+
 def test_says_in_a_line_what_is_wrong(trained: str, tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_text("<html></html>")
     for photo, folder, words in (
@@ -60,4 +76,7 @@ def test_says_in_a_line_what_is_wrong(trained: str, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out.png").exists()
+    done = matting(str(tmp_path / "page.jpg"), "-o", str(tmp_path / "out.jpg"), "--checkpoint", trained)
+    assert done.returncode == 2
+    assert "out.jpg would hold a PNG" in done.stderr
+    assert not list(tmp_path.glob("out.*"))
