@@ -189,6 +189,7 @@ def leave_results(
     if beside:
         facts["Beside them"] = beside.source
     groups, gone = page_cases(pairs, by_source, alphas, beside)
+    left_out = [*pairs.unpaired, *rejected.items(), *gone.items()]
     page = report.page(
         title=f"Evaluation on the {options.split} split",
         command=cluster.command(),
@@ -199,7 +200,7 @@ def leave_results(
         ],
         history=[],
         groups=groups,
-        skipped=[*pairs.unpaired, *rejected.items(), *gone.items()],
+        skipped=left_out,
     )
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     results = {**means, "sources": of_sources} if of_sources else means
@@ -207,6 +208,8 @@ def leave_results(
     for name, some in {**of_sources, "all": means}.items():
         line = "  ".join(f"{metric} {value:.6g}" for metric, value in some.items())
         print(f"{name}: {line}" if of_sources else line)
+    if left_out:
+        print(f"Left out, and named on the page: {len(left_out):,}.")
     print(f"Page: {output}/report.html")
 
 

@@ -55,8 +55,19 @@ RESIZE_SECONDS = 60.0  # between two looks at whether more workers would fit: a 
 # Of a worker, when Ray fills each node with as many as fit: a little more than a core leaves one core, for reading.
 ELASTIC_CPUS = 1.01
 
-# Options that may change between two commands of one run: where and how fast, or for how long; never what is learnt.
-CHANGEABLE = {"output", "name", "epochs", "minutes", "workers", "device", "cache", "max_rejected_fraction"}
+# Options that may change between two commands of one run: where, how fast, for how long, what to put up with; never
+# what is learnt.
+CHANGEABLE = {
+    "output",
+    "name",
+    "epochs",
+    "minutes",
+    "workers",
+    "device",
+    "cache",
+    "max_unpaired_fraction",
+    "max_rejected_fraction",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +393,7 @@ def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
     epochs = [row for row in history if "val_mad" in row]
     chosen = min(epochs, key=lambda row: row["val_mad"])
     groups, gone = page_cases(best, pairs, scores)
+    left_out = [*pairs.unpaired, *{**rejections, **gone}.items()]
     page = report.page(
         title=f"Training {folder.name}",
         command=cluster.command(),
@@ -403,9 +415,11 @@ def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
         ],
         history=history,
         groups=groups,
-        skipped=[*pairs.unpaired, *{**rejections, **gone}.items()],
+        skipped=left_out,
     )
     storage.write_bytes(storage.join(folder.uri, "report.html"), page.encode())
+    if left_out:
+        print(f"Left out, and named on the page: {len(left_out):,}.")
     print(
         f"Best on {chosen['val_n']} validation pairs: MAD {chosen['val_mad']:.2f}e-3, IoU {chosen['val_iou']:.4f}.\n"
         f"Checkpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"

@@ -96,6 +96,20 @@ def test_a_missing_or_broken_prediction_is_an_error(raw: Path, tmp_path: Path) -
     assert not (tmp_path / "scores/metrics.json").exists()
 
 
+def test_pairs_that_cannot_be_used_are_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "people"
+    write_folders(raw, 12, 40)
+    write_predictions(raw, tmp_path / "predictions")
+    (raw / "images/person-001.png").write_bytes(b"")
+    arguments = [f"--data={raw}", f"--predictions={tmp_path / 'predictions'}", "--split=all"]
+    with pytest.raises(JobError, match=r"1 of 12 pairs cannot be used.*person-001\.png: image: empty file"):
+        evaluate.main([*arguments, f"--output={tmp_path / 'refused'}"])
+    evaluate.main([*arguments, f"--output={tmp_path / 'scores'}", "--max-rejected-fraction=0.1"])
+    assert json.loads((tmp_path / "scores/metrics.json").read_text())["n"] == 11
+    assert "images/person-001.png" in (tmp_path / "scores/report.html").read_text()
+    assert "Left out, and named on the page: 1." in capsys.readouterr().out
+
+
 def test_says_what_it_needs(raw: Path, tmp_path: Path) -> None:
     output = f"--output={tmp_path}"
     with pytest.raises(ConfigError, match="either --checkpoint or --predictions"):

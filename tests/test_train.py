@@ -134,14 +134,15 @@ def damaged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path) -> None:
+def test_bad_files_are_named_and_left_out(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--width=4", "--size=32", "--depth=2", "--epochs=1", f"--data={damaged}", f"--output={tmp_path}"]
     train.main([*options, "--cache=off", "--name=run", "--max-rejected-fraction=0.2"])
     page = (tmp_path / "run/report.html").read_text()
-    pairs = open_pairs(str(damaged), PairOptions())
-    for number in range(6):
-        key = f"images/person-{number:03d}.png"
-        assert (key in page) == (key not in pairs.keys["test"])
+    unused = open_pairs(str(damaged), PairOptions()).keys["test"]
+    keys = [f"images/person-{number:03d}.png" for number in range(6)]
+    for key in keys:
+        assert (key in page) == (key not in unused)
+    assert f"Left out, and named on the page: {len(set(keys) - set(unused))}." in capsys.readouterr().out
     assert checkpoint.load(str(tmp_path / "run/best")).aspects == (1.0, 1.0)  # the readable ones, mostly
     with pytest.raises(JobError, match=r"cannot be used.*max_rejected_fraction"):
         train.main([*options, "--name=none-allowed"])
