@@ -25,6 +25,7 @@ from jobs import cluster, config
 from matting import checkpoint, images, report, storage
 from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.metrics import METRICS, MetricSums, confidence, image_metrics, risk_coverage_area
+from matting.pairs import some
 from matting.predictor import Network, Predictor
 
 TASK_ROWS = 16
@@ -118,16 +119,12 @@ def main(argv: Sequence[str]) -> None:
     if failure := too_many_rejected(rejected, total, options.max_rejected_fraction):
         raise cluster.JobError(failure)
     if unpredicted:
+        reasons = [f"{key}: {reason}" for key, reason in unpredicted.items()]
         raise cluster.JobError(
-            f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(unpredicted)}. A mean without "
+            f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(reasons)}. A mean without "
             "them would flatter, so there is none. Predict them, or correct --predictions."
         )
     leave_results(options, pairs, output, alphas, beside, [row for row in scored if not row["rejected"]], rejected)
-
-
-def some(reasons: Mapping[str, str]) -> str:
-    """The first few, for an error message."""
-    return "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:5])
 
 
 def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
@@ -195,8 +192,8 @@ def leave_results(
         command=cluster.command(),
         facts=facts,
         figures=[
-            {"pairs": name, "split": options.split, "pictures": some["n"], **report.labelled(some)}
-            for name, some in {"all": means, **of_sources}.items()
+            {"pairs": name, "split": options.split, "pictures": figures["n"], **report.labelled(figures)}
+            for name, figures in {"all": means, **of_sources}.items()
         ],
         history=[],
         groups=groups,
@@ -205,8 +202,8 @@ def leave_results(
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     results = {**means, "sources": of_sources} if of_sources else means
     storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(results, indent=2) + "\n").encode())
-    for name, some in {**of_sources, "all": means}.items():
-        line = "  ".join(f"{metric} {value:.6g}" for metric, value in some.items())
+    for name, figures in {**of_sources, "all": means}.items():
+        line = "  ".join(f"{metric} {value:.6g}" for metric, value in figures.items())
         print(f"{name}: {line}" if of_sources else line)
     if left_out:
         print(f"Left out, and named on the page: {len(left_out):,}.")

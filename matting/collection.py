@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from matting import images, shards, storage, synthetic
-from matting.pairs import MAX_IMAGE_BYTES, find_pairs, split_of
+from matting.pairs import MAX_IMAGE_BYTES, find_pairs, some, split_of
 from matting.predictions import read_matte
 
 SPLITS = ("train", "val", "test")
@@ -169,8 +169,8 @@ class Pairs:
         """Width over height of the training photos: of the tallest and of the widest, but for a twentieth at either
         end; as far as some of them tell, evenly taken from all. Empty if none of these can be read."""
         rows = self.splits["train"]
-        some = np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))
-        found = [aspect for aspect in rows.take(some).aspects() if aspect > 0]
+        spread = np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))
+        found = [aspect for aspect in rows.take(spread).aspects() if aspect > 0]
         return [float(f"{aspect:.3g}") for aspect in np.quantile(found, (0.05, 0.95))] if found else []
 
     def example(self, split: str, key: str) -> Example:
@@ -252,7 +252,7 @@ def too_many_rejected(reasons: Mapping[str, str], total: int, allowed_fraction: 
     """
     if len(reasons) <= allowed_fraction * total:
         return ""
-    first = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:5])
+    first = some([f"{key}: {reason}" for key, reason in reasons.items()])
     return (
         f"{len(reasons)} of {total} {what} cannot be used, more than --max_rejected_fraction {allowed_fraction:g} "
         f"allows. The first: {first}. Mend or remove them, or allow more."
