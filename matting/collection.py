@@ -10,7 +10,6 @@ Raw files, packed parts and drawn people all answer alike, and the same key give
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -83,20 +82,12 @@ class RawRows:
 
     def fetch(self) -> Iterator[tuple[str, bytes, bytes, str]]:
         """(key, image bytes, matte bytes, why they could not be read or nothing), in order, several at a time."""
-        rows = self.table.to_pylist()
-        with ThreadPoolExecutor(FETCHES) as pool:
-            fetches = [pool.submit(fetch_pair, row["key"], row["image_uri"], row["matte_uri"]) for row in rows]
-            for row, fetched in zip(rows, fetches, strict=True):
-                try:
-                    image, matte = fetched.result()
-                except storage.StorageError as error:
-                    yield row["key"], b"", b"", str(error)
-                else:
-                    yield row["key"], image, matte, ""
+        for _, fetched in storage.concurrently(fetch_pair, self.table.to_pylist(), FETCHES):
+            yield fetched
 
     def aspects(self) -> list[float]:
-        with ThreadPoolExecutor(FETCHES) as pool:
-            return list(pool.map(photo_aspect, self.table["image_uri"].to_pylist()))
+        uris = self.table["image_uri"].to_pylist()
+        return [aspect for _, aspect in storage.concurrently(photo_aspect, uris, FETCHES)]
 
 
 @dataclass(frozen=True)
@@ -306,9 +297,14 @@ def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def fetch_pair(key: str, image_uri: str, matte_uri: str) -> tuple[bytes, bytes]:
-    """The bytes of the image and of the matte."""
-    return storage.read_bytes(image_uri, MAX_IMAGE_BYTES), read_matte(key, matte_uri, MAX_IMAGE_BYTES)
+def fetch_pair(row: Mapping[str, str]) -> tuple[str, bytes, bytes, str]:
+    """Of a row of RawRows: key, image bytes, matte bytes, why they could not be read or nothing."""
+    key = row["key"]
+    try:
+        image = storage.read_bytes(row["image_uri"], MAX_IMAGE_BYTES)
+        return key, image, read_matte(key, row["matte_uri"], MAX_IMAGE_BYTES), ""
+    except storage.StorageError as error:
+        return key, b"", b"", str(error)
 
 
 def photo_aspect(uri: str) -> float:

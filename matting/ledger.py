@@ -17,7 +17,6 @@ import io
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -247,8 +246,7 @@ def _part_uri(output: str, name: str) -> str:
 
 
 def _at_once(function: Callable[[str], _T], names: Iterable[str]) -> list[_T]:
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        return list(pool.map(function, sorted(names)))
+    return [result for _, result in storage.concurrently(function, sorted(names), _REQUESTS)]
 
 
 def _latest(rows: pa.Table) -> pa.Table:

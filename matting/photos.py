@@ -11,13 +11,12 @@ Knows no pixels: what is a photo is told by names alone, and keys are taken as t
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,8 +46,6 @@ _NO_IMAGE = "the table has no image in this row"
 
 # Photos hardly compress any further. A group of rows that unpacks to many times its size is made to exhaust memory.
 _MAX_UNPACKED = 20
-
-_T = TypeVar("_T")
 
 
 class PhotosError(ValueError):
@@ -113,7 +110,7 @@ def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | str]]
     """
     uris, numbers = rows["uri"].to_pylist(), rows["row"].to_pylist()
     objects = [index for index, number in enumerate(numbers) if number is None]
-    yield from _concurrently(lambda index: _read_object(uris[index]), objects, ahead)
+    yield from storage.concurrently(lambda index: _read_object(uris[index]), objects, ahead)
 
     in_files = sorted((uris[index], number, index) for index, number in enumerate(numbers) if number is not None)
     for uri, group in groupby(in_files, key=lambda place: place[0]):
@@ -301,7 +298,7 @@ def _with_versions(table: pa.Table) -> pa.Table:
     if not unknown:
         return table
     uris, etags, sizes = (table[name].to_pylist() for name in ("uri", "etag", "size"))
-    for index, seen in _concurrently(lambda index: _stat(uris[index]), unknown, _STATS):
+    for index, seen in storage.concurrently(lambda index: _stat(uris[index]), unknown, _STATS):
         etags[index] = seen.etag if etags[index] is None else etags[index]
         sizes[index] = seen.size if sizes[index] is None else sizes[index]
     columns = {"key": table["key"], "etag": etags, "size": sizes, "uri": table["uri"], "row": table["row"]}
@@ -316,18 +313,6 @@ def _stat(uri: str) -> storage.StoredFile:
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------
-
-
-def _concurrently(call: Callable[[int], _T], indices: Iterable[int], ahead: int) -> Iterator[tuple[int, _T]]:
-    """(index, call(index)) in order; at most `ahead` are under way or wait to be yielded."""
-    waiting = iter(indices)
-    with ThreadPoolExecutor(ahead) as pool:
-        started = deque((index, pool.submit(call, index)) for index in islice(waiting, ahead))
-        while started:
-            index, future = started.popleft()
-            result = future.result()
-            started.extend((index, pool.submit(call, index)) for index in islice(waiting, 1))
-            yield index, result
 
 
 def _read_object(uri: str) -> bytes | str:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +24,7 @@ FORMAT = 1
 DESCRIPTION = "_pairs.json"
 ROW_GROUP = 64  # rows: the unit that a shuffled read fetches
 _FOOTER_KEY = b"matting.part"
+_REQUESTS = 16  # at a time: footers and small columns of parts
 
 SCHEMA = pa.schema(
     [
@@ -142,8 +142,7 @@ def read_index(uri: str, description: dict[str, Any]) -> pa.Table:
             .replace_schema_metadata(None)
         )
 
-    with ThreadPoolExecutor(16) as pool:
-        return pa.concat_tables(list(pool.map(index_of, description["parts"])))
+    return pa.concat_tables([index for _, index in storage.concurrently(index_of, description["parts"], _REQUESTS)])
 
 
 def read_pairs(index: pa.Table) -> Iterator[tuple[str, bytes, bytes]]:

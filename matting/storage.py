@@ -12,12 +12,15 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec.core
 from pyarrow import fs
@@ -38,6 +41,8 @@ _PROBE = 1_000  # bytes
 _FSSPEC_VERSION = ("etag", "ETag", "md5Hash", "mtime", "last_modified", "LastModified", "created")
 
 _log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class StoredFile(NamedTuple):
@@ -254,6 +259,22 @@ def check_writable(uri: str) -> None:
             "store may not know the checksums of current S3 clients: set "
             "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
         )
+
+
+def concurrently(
+    call: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[tuple[_Item, _Result]]:
+    """(item, call(item)) of each item, in order, for calls that wait for a store. At most `ahead` of them are under way
+    or wait to be taken, at least 1: so what they return takes bounded memory. What a call raises is raised in its turn.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(ahead) as pool:
+        started = deque((item, pool.submit(call, item)) for item in islice(waiting, ahead))
+        while started:
+            item, future = started.popleft()
+            result = future.result()
+            started.extend((item, pool.submit(call, item)) for item in islice(waiting, 1))
+            yield item, result
 
 
 def _split(uri: str) -> tuple[str, str]:

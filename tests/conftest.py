@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: a real object store and fresh buckets in it, a cluster."""
+"""Fixtures that several test modules share: object stores, a real one and one that can be held; buckets; a cluster."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import fsspec
 import hypothesis
 import pytest
 import ray
@@ -18,7 +19,7 @@ import ray
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests import faults
-from tests.stores import CREDENTIALS, moto
+from tests.stores import CREDENTIALS, GatedFileSystem, moto
 
 # How long an example takes is the machine's affair: it is shared.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -75,6 +76,16 @@ def bucket(object_store: str) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.session.Session().client("s3", endpoint_url=object_store).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def gated() -> type[GatedFileSystem]:
+    """A store, empty and held, at gated://."""
+    fsspec.register_implementation("gated", GatedFileSystem, clobber=True)
+    GatedFileSystem.store.clear()
+    GatedFileSystem.gate.clear()
+    GatedFileSystem.begun = GatedFileSystem.under_way = GatedFileSystem.most = 0
+    return GatedFileSystem
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
-"""A real object store for tests: moto's server, in a process of its own."""
+"""Stores for tests: a real object store, moto's server in a process of its own; and one that can be held."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from fsspec.implementations.memory import MemoryFileSystem
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -64,3 +67,27 @@ def _wait_until_it_answers(server: subprocess.Popen, port: int, seconds: float =
                 return
         time.sleep(0.05)
     raise RuntimeError(f"the S3 server did not answer on port {port} within {seconds:.0f} s")
+
+
+class GatedFileSystem(MemoryFileSystem):
+    """Holds every read back until `gate` opens, and counts those that have begun and those under way."""
+
+    protocol = "gated"
+    store = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+    gate = threading.Event()
+    counting = threading.Condition()
+    begun = under_way = most = 0
+
+    def _open(self, path, mode="rb", **options):
+        kind = type(self)
+        if mode == "rb":
+            with kind.counting:
+                kind.begun += 1
+                kind.under_way += 1
+                kind.most = max(kind.most, kind.under_way)
+                kind.counting.notify_all()
+            kind.gate.wait(10)
+            with kind.counting:
+                kind.under_way -= 1
+        return super()._open(path, mode, **options)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import combinations
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import pyarrow as pa
 import pytest
 
 from matting import images, shards, storage
-from matting.collection import SPLITS, DataError, Example, PackedRows, PairOptions, Pairs, open_pairs
+from matting.collection import FETCHES, SPLITS, DataError, Example, PackedRows, PairOptions, Pairs, RawRows, open_pairs
 from matting.pairs import find_pairs, split_of
 from matting.synthetic import draw_person
+from tests.stores import GatedFileSystem
 
 OPTIONS = PairOptions(synthetic_pairs=50)
 
@@ -302,3 +303,16 @@ def test_more_drawn_people_leave_the_others_where_they_are() -> None:
     for split in SPLITS:
         assert set(few.keys[split]) <= set(many.keys[split])
     assert few.fingerprint != many.fingerprint
+
+
+def test_raw_pairs_are_fetched_no_further_ahead_than_memory_is_meant_for(gated: type[GatedFileSystem]) -> None:
+    count = 4 * FETCHES
+    root = write_raw("gated://pairs", {f"{number:03}": (b"photo", b"matte") for number in range(count)})
+    uris = {"image_uri": [f"{root}/{key_of(f'{number:03}')}" for number in range(count)]}
+    uris["matte_uri"] = [f"{root}/mattes/{number:03}.png" for number in range(count)]
+    rows = RawRows(pa.table({"key": [f"{number:03}" for number in range(count)], **uris}))
+    gated.begun = 0
+    gated.gate.set()
+    with closing(rows.fetch()) as fetching:
+        assert next(fetching) == ("000", b"photo", b"matte", "")
+    assert gated.begun <= 2 * (FETCHES + 1)

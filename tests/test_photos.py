@@ -7,12 +7,10 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from matting import storage
 from matting.photos import SCHEMA, PhotosError, find_photos, read_photos
@@ -383,39 +381,6 @@ def test_a_table_that_changed_or_is_gone_since_it_was_listed(folder):
 
 
 # Reading ahead --------------------------------------------------------------------------------------------------------
-
-
-class GatedFileSystem(MemoryFileSystem):
-    """Holds every read back until `gate` opens, and counts those that have begun and those under way."""
-
-    protocol = "gated"
-    store = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-    gate = threading.Event()
-    counting = threading.Condition()
-    begun = under_way = most = 0
-
-    def _open(self, path, mode="rb", **options):
-        kind = type(self)
-        if mode == "rb":
-            with kind.counting:
-                kind.begun += 1
-                kind.under_way += 1
-                kind.most = max(kind.most, kind.under_way)
-                kind.counting.notify_all()
-            kind.gate.wait(10)
-            with kind.counting:
-                kind.under_way -= 1
-        return super()._open(path, mode, **options)
-
-
-@pytest.fixture
-def gated() -> type[GatedFileSystem]:
-    fsspec.register_implementation("gated", GatedFileSystem, clobber=True)
-    GatedFileSystem.store.clear()
-    GatedFileSystem.gate.clear()
-    GatedFileSystem.begun = GatedFileSystem.under_way = GatedFileSystem.most = 0
-    return GatedFileSystem
 
 
 def wait_for(gated, begun: int) -> None:
