@@ -20,10 +20,12 @@ import pyarrow.compute as pc
 
 from jobs import cluster
 from jobs.blocks import Work
-from matting import gallery, images, ledger, outputs, storage
+from matting import gallery, images, ledger, storage
 from matting.images import Pixels
 from matting.outputs import Stage
+from matting.pairs import MAX_IMAGE_BYTES
 from matting.photos import Photos, read_photos
+from matting.predictions import read_matte
 from matting.refine import foreground
 
 SHOWN = 24  # cards in each group of the page
@@ -161,7 +163,12 @@ def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list
         facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
         if key in confidence:
             facts["confidence"] = confidence[key]
-        alpha_HW = thumbnail(outputs.read_alpha(output, key, row["outputs"]))
+        try:
+            matte = read_matte(key, storage.join(output, row["outputs"][0]), MAX_IMAGE_BYTES)
+            alpha_HW = thumbnail(images.decode_alpha(matte))
+        except (storage.StorageError, images.BadImage) as error:  # as another run or a person left it meanwhile
+            made.append(gallery.Card(key, groups[key], {**facts, "matte": f"made, and gone since: {error}"}, image_HWC))
+            continue
         if image_HWC is not None and image_HWC.shape[:2] == alpha_HW.shape:  # else it has changed since
             made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, foreground(image_HWC, alpha_HW)))
     return sorted(made, key=lambda card: (confidence.get(card.key, 2), card.key))

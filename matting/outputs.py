@@ -265,16 +265,6 @@ class Outputs:
         }
 
 
-def read_alpha(output: str, key: str, paths: Sequence[str]) -> Pixels:
-    """A photo's alpha_HW from its outputs, as its ledger row lists them."""
-    path = paths[0]
-    if not path.startswith(f"{TABLE_FOLDER}/"):
-        return images.decode_alpha(storage.read_bytes(storage.join(output, path)))
-    part = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(output, path))), filters=[("key", "==", key)])
-    part = part.cast(TABLE_SCHEMA)  # plain bytes, whatever the file calls them: no type that unpickles
-    return images.decode_alpha(part["alpha"][0].as_py() or part["cutout"][0].as_py())
-
-
 def remove(output: str, paths_by_key: Mapping[str, Sequence[str]]) -> None:
     """Remove what these ledger rows list; what is gone already is no error.
 

@@ -1,7 +1,7 @@
 """Mattes that a network made, as pairs to train another one with: self-training on what it is confident of.
 
     pair_predictions   output folder of jobs/predict.py, photos, a confidence -> Pairing
-    read_matte         a pair's key and matte_uri                             -> the matte's bytes
+    read_matte         a photo's key, the URI of its matte                    -> the matte's bytes
 
 A matte is a file of its own, or lies with others in a Parquet table; then its URI is the table's.
 """
@@ -54,7 +54,7 @@ def pair_predictions(output: str, photos: str, min_confidence: float) -> Pairing
 
 
 def read_matte(key: str, matte_uri: str, limit: int) -> bytes:
-    """The bytes of a pair's matte, of at most so many bytes if it is a file of its own.
+    """The bytes of a photo's matte, of at most so many bytes if it is a file of its own.
 
     Raises:
         storage.StorageError: it cannot be read.

@@ -14,7 +14,7 @@ import torch
 
 from jobs import pack, predict
 from jobs.cluster import JobError
-from matting import checkpoint, images, ledger, outputs, storage
+from matting import checkpoint, images, ledger, storage
 from matting.collection import PairOptions, RawRows, open_pairs
 from matting.pairs import PairsError
 from matting.predictions import read_matte
@@ -107,8 +107,8 @@ def test_packs_what_a_network_is_confident_of(tmp_path: Path, sink: str) -> None
     assert packed.counts() == {"train": len(expected), "val": 0, "test": 0}
     alphas = {row["key"]: row["outputs"] for row in rows}
     for example in packed.splits["train"].examples(None):
-        alpha = outputs.read_alpha(str(tmp_path / "mattes"), example.key, alphas[example.key])
-        np.testing.assert_array_equal(example.alpha, alpha)
+        matte = read_matte(example.key, str(tmp_path / "mattes" / alphas[example.key][0]), images.MAX_PIXELS)
+        np.testing.assert_array_equal(example.alpha, images.decode_alpha(matte))
         photo = images.decode_image((tmp_path / "photos" / example.key).read_bytes())
         np.testing.assert_array_equal(example.image, photo)
     with pytest.raises(PairsError, match=r"Of 8 mattes .* none has a confidence of at least 1"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs import predict
 from jobs.cluster import CANNOT_BEGIN, ClusterError, JobError
-from matting import checkpoint, images, storage
+from matting import checkpoint, images, outputs, storage
 from matting.predictor import Predictor
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig
@@ -120,6 +120,23 @@ def test_mattes_a_folder_once(trained: str, tmp_path: Path, printed: Printed) ->
     matte(trained, tmp_path / "photos", output, "--write=alpha,cutout")
     assert "Nothing left to do." in printed()
     assert "img_align_celeba/000001.jpg" in (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_a_page_names_a_matte_that_is_gone_and_shows_the_others(trained: str, tmp_path: Path, sink: str) -> None:
+    write_photos(tmp_path / "photos", 3)
+    output, lost = tmp_path / "out", "img_align_celeba/000002.jpg"
+    command = [f"--checkpoint={trained}", f"--images={tmp_path}/photos", f"--output={output}", f"--sink={sink}"]
+    assert jobs.run("predict", *command)[0] == 0
+    (output / "report.html").unlink()  # as if the run had been killed before it
+    if sink == "files":
+        (output / f"alpha/{lost}.png").write_bytes(b"")
+    else:
+        outputs.remove(str(output), {lost: rows(output)[lost]["outputs"]})
+    predict.main(command)
+    page = (output / "report.html").read_text()
+    assert page.count("made, and gone since: ") == 1
+    assert page.count('alt="alpha of') == 2
 
 
 def test_handles_what_is_new_changed_or_broken_and_nothing_else(trained: str, tmp_path: Path, printed: Printed) -> None:

@@ -25,11 +25,11 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from jobs.evaluate import FileAlphas
 from jobs.runs import RunFolder
-from matting import images, ledger, outputs, pairs, photos, shards, storage
-from matting.images import BadImage
+from matting import images, ledger, pairs, photos, shards, storage
 from matting.ledger import LedgerError
 from matting.pairs import PairsError
 from matting.photos import PhotosError
+from matting.predictions import read_matte
 from matting.shards import ShardError
 from matting.storage import StorageError
 from tests.jobs import ROOT
@@ -109,8 +109,8 @@ def test_a_ledger_runs_no_code(live: pa.Array, executed: Path, tmp_path: Path) -
 
 def test_a_table_of_mattes_and_a_run_folder_run_no_code(live: pa.Array, executed: Path, tmp_path: Path) -> None:
     write(tmp_path / "mattes/part.parquet", {"key": ["a"], "etag": ["e"], "alpha": live, "cutout": live})
-    with pytest.raises(BadImage):
-        outputs.read_alpha(str(tmp_path), "a", ["mattes/part.parquet"])
+    with pytest.raises(StorageError, match="no table of mattes"):
+        read_matte("a", str(tmp_path / "mattes/part.parquet"), 100)
     write(tmp_path / "validation.parquet", {"key": live, "mad": [1.0], "mse": [1.0], "iou": [1.0]})
     with pytest.raises(pa.ArrowInvalid):
         RunFolder(str(tmp_path)).scores()
