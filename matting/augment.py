@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ZOOM = (0.6, 1.4)  # side of the window over the picture's: from a closer look to a person farther away
+FAR = 2.5  # in place of 1.4 for people placed before another background, since that is all around them
 STRETCH = 0.15  # of one side against the other, as the logarithm of their ratio
 TURN = math.radians(6)
 LIGHT = 0.2  # standard deviation of the logarithm of brightness, of contrast and of saturation
@@ -48,26 +49,34 @@ def vary(
     Returns:
         image_BCHW and alpha_B1HW of that size, float in [0, 1].
     """
-    image, alpha, inside = move(image_BCHW, alpha_B1HW, size, generator)
+    placed = torch.rand(image_BCHW.shape[0], generator=generator) < PLACED
+    image, alpha, inside = move(image_BCHW, alpha_B1HW, size, torch.where(placed, FAR, ZOOM[1]), generator)
     image = relight(image, generator)
-    image, alpha = place(image, alpha, inside, generator, backgrounds_NCHW)
+    image, alpha = place(image, alpha, inside, placed, generator, backgrounds_NCHW)
     return wear(image, generator), alpha
 
 
 def move(
-    image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, generator: torch.Generator
+    image_BCHW: Tensor, alpha_B1HW: Tensor, size: int, widest: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Look at each picture through a random window, mirrored half of the time.
 
     A window smaller than the picture lies inside of it. A larger one ends where the picture does at the bottom, as
     people do who are cut off there, and shows reflections elsewhere.
 
+    Args:
+        image_BCHW: float in [0, 1].
+        alpha_B1HW: float in [0, 1].
+        size: pixels a side of what is wanted.
+        widest: float (B), the side of each one's largest window over the picture's.
+        generator: a CPU generator.
+
     Returns:
         Image and alpha, sampled on one grid, bilinearly, so that they stay aligned; and ``inside_B1HW``, 1 where
         there is a picture and 0 where there are reflections.
     """
     count = image_BCHW.shape[0]
-    scale = torch.exp(uniform(count, math.log(ZOOM[0]), math.log(ZOOM[1]), generator))
+    scale = torch.exp(uniform(count, math.log(ZOOM[0]), torch.log(widest), generator))
     stretch = torch.exp(uniform(count, -STRETCH / 2, STRETCH / 2, generator))
     across, down = scale * stretch, scale / stretch
     turn = uniform(count, -TURN, TURN, generator)
@@ -105,19 +114,19 @@ def place(
     image_BCHW: Tensor,
     alpha_B1HW: Tensor,
     inside_B1HW: Tensor,
+    placed_B: Tensor,
     generator: torch.Generator,
     backgrounds_NCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Put some of the people before the background of the next picture of the batch, or before one of the photos.
+    """Put the people of these pictures before the background of the next of the batch, or before one of the photos.
 
     Where the next picture has a person, its background is carried on from around; from beyond the rim, where masks are
     too small or hair is thin, or an outline of that person would be left there to learn from.
     """
-    chosen = torch.rand(image_BCHW.shape[0], generator=generator) < PLACED
-    if not chosen.any():
+    behind = torch.nonzero(placed_B).squeeze(1)
+    if not len(behind):
         return image_BCHW, alpha_B1HW
-    behind = torch.nonzero(chosen).squeeze(1)
-    others = (behind + 1) % len(chosen)
+    others = (behind + 1) % len(placed_B)
     background = carry_on(image_BCHW[others], 1 - widened(alpha_B1HW[others]))
     if backgrounds_NCHW is not None:
         elsewhere = torch.nonzero(torch.rand(len(behind), generator=generator) < ELSEWHERE).squeeze(1)
@@ -134,7 +143,7 @@ def scenes(backgrounds_NCHW: Tensor, count: int, size: int, generator: torch.Gen
     """So many of the backgrounds, as much moved and relit as people are: image_BCHW, float in [0, 1]."""
     picked = torch.randint(len(backgrounds_NCHW), (count,), generator=generator)
     image = backgrounds_NCHW[picked.to(backgrounds_NCHW.device)].float() / 255
-    moved, _, _ = move(image, torch.zeros_like(image[:, :1]), size, generator)
+    moved, _, _ = move(image, torch.zeros_like(image[:, :1]), size, torch.full((count,), ZOOM[1]), generator)
     return relight(moved, generator)
 
 
@@ -180,6 +189,6 @@ def mirror(image_BCHW: Tensor, alpha_B1HW: Tensor, generator: torch.Generator) -
     return torch.where(chosen, image_BCHW.flip(3), image_BCHW), torch.where(chosen, alpha_B1HW.flip(3), alpha_B1HW)
 
 
-def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """So many numbers between the two."""
+def uniform(count: int, low: float, high: float | Tensor, generator: torch.Generator) -> Tensor:
+    """So many numbers between the two, of which the second may be a number each."""
     return low + (high - low) * torch.rand(count, generator=generator)

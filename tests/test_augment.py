@@ -30,6 +30,15 @@ def opaque(image: Tensor) -> Tensor:
     return torch.ones_like(image[:, :1])
 
 
+def usual(count: int) -> Tensor:
+    """The largest windows of people who are not placed."""
+    return torch.full((count,), augment.ZOOM[1])
+
+
+def everyone(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.bool)
+
+
 def only_zoom(monkeypatch: pytest.MonkeyPatch, zoom: tuple[float, float]) -> None:
     """No turning and no stretching."""
     for name, value in {"TURN": 0.0, "STRETCH": 0.0, "ZOOM": zoom}.items():
@@ -65,14 +74,14 @@ def test_the_generator_decides_everything() -> None:
 
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_the_alpha_stays_on_its_image(shape: tuple[int, ...], size: int) -> None:
-    image, alpha, _ = augment.move(*noise(shape), size, generator())
+    image, alpha, _ = augment.move(*noise(shape), size, usual(shape[0]), generator())
     assert torch.equal(image[:, :1], alpha)
 
 
 def test_half_the_size_is_the_mean_of_four_pixels_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     only_zoom(monkeypatch, (1.0, 1.0))
     image, alpha = noise((6, 3, 16, 16))
-    small, _, inside = augment.move(image, alpha, 8, generator())
+    small, _, inside = augment.move(image, alpha, 8, usual(6), generator())
     means = torch.nn.functional.avg_pool2d(image, 2)
     assert inside.min() == 1
     for one, mean in zip(small, means, strict=True):
@@ -82,7 +91,7 @@ def test_half_the_size_is_the_mean_of_four_pixels_where_nothing_moves(monkeypatc
 def test_windows_of_all_sizes_turned_both_ways_and_half_of_them_mirrored() -> None:
     count = 300
     image, alpha = ramp(64, count), torch.zeros(count, 1, 64, 64)
-    moved, _, _ = augment.move(image, alpha, 64, generator())
+    moved, _, _ = augment.move(image, alpha, 64, usual(count), generator())
     # In the middle, away from reflections: how red and green grow across and down, in pixels of the picture a pixel.
     across = moved[:, :2, 32, 28:36].diff(dim=2).median(dim=2).values * 64
     down = moved[:, :2, 28:36, 32].diff(dim=2).median(dim=2).values * 64
@@ -102,7 +111,7 @@ def test_windows_of_all_sizes_turned_both_ways_and_half_of_them_mirrored() -> No
 def test_inside_is_where_the_picture_is(monkeypatch: pytest.MonkeyPatch) -> None:
     only_zoom(monkeypatch, (1.5, 1.5))
     image = ramp(64, 20)
-    moved, _, inside = augment.move(image, opaque(image), 64, generator())
+    moved, _, inside = augment.move(image, opaque(image), 64, usual(20), generator())
     shares = inside.mean(dim=(1, 2, 3))
     torch.testing.assert_close(shares, torch.full_like(shares, 1 / 1.5**2), atol=0.03, rtol=0)
     # A person farther away still stands on the lower edge.
@@ -114,7 +123,7 @@ def test_inside_is_where_the_picture_is(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_window_smaller_than_the_picture_lies_inside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     only_zoom(monkeypatch, (0.6, 1.0))
     image = ramp(64, 100)
-    moved, _, inside = augment.move(image, opaque(image), 64, generator())
+    moved, _, inside = augment.move(image, opaque(image), 64, usual(100), generator())
     assert inside.min() == 1
     corners = moved[:, :2, 0, 0]
     assert corners.min() < 0.1
@@ -136,15 +145,14 @@ def test_light_changes_every_picture_and_no_shape() -> None:
 # Backgrounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_placed_before_the_background_of_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "PLACED", 1.0)
+def test_people_are_placed_before_the_background_of_the_next_picture() -> None:
     colours = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [0.9, 0.8, 0.4]])
     image = colours[:, :, None, None].repeat(1, 1, 16, 16)
     alpha = torch.zeros(3, 1, 16, 16)
     alpha[:, :, 6:, 4:12] = 1
     alpha[:, :, 5, 4:12] = 0.5
     image = torch.lerp(image, torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 16, 16), alpha)
-    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), generator())
+    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), everyone(3), generator())
     assert torch.equal(new_alpha, alpha)
     for number in range(3):
         behind = colours[(number + 1) % 3][:, None]
@@ -154,35 +162,31 @@ def test_people_are_placed_before_the_background_of_the_next_picture(monkeypatch
         torch.testing.assert_close(placed[number, :, 5, 6], half, atol=0.15, rtol=0)
 
 
-def test_no_outline_of_a_person_stays_in_the_background_where_its_mask_is_too_small(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(augment, "PLACED", 1.0)
+def test_no_outline_of_a_person_stays_in_the_background_where_its_mask_is_too_small() -> None:
     image, alpha = torch.full((2, 3, 128, 128), 0.5), torch.zeros(2, 1, 128, 128)
     image[0, :, 30:98, 30:98] = torch.tensor([1.0, 0, 0])[:, None, None]  # a red person,
     alpha[0, :, 32:96, 32:96] = 1  # whose mask lacks two pixels on every side
-    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), generator())
+    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), everyone(2), generator())
     torch.testing.assert_close(placed[1], torch.full((3, 128, 128), 0.5), atol=0.01, rtol=0)
 
 
-def test_reflections_are_no_people_where_the_background_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "PLACED", 1.0)
+def test_reflections_are_no_people_where_the_background_is_another() -> None:
     image, alpha = torch.rand(2, 3, 8, 8, generator=generator()), torch.ones(2, 1, 8, 8)
     inside = torch.ones_like(alpha)
     inside[:, :, :, :3] = 0
-    _, new_alpha = augment.place(image, alpha, inside, generator())
+    _, new_alpha = augment.place(image, alpha, inside, everyone(2), generator())
     assert torch.equal(new_alpha, inside)
 
 
 def test_some_of_the_placed_people_are_before_photos_without_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PLACED": 1.0, "LIGHT": 0.0, "TINT": 0.0}.items():
+    for name, value in {"LIGHT": 0.0, "TINT": 0.0}.items():
         monkeypatch.setattr(augment, name, value)
     count = 400
     image, alpha = torch.ones(count, 3, 16, 16), torch.zeros(count, 1, 16, 16)
     alpha[:, :, 8:, 4:12] = 1
     photos = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     photos[0, 0], photos[1, 2] = 255, 51  # one is red, the other dark blue
-    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), generator(), photos)
+    placed, new_alpha = augment.place(image, alpha, torch.ones_like(alpha), everyone(count), generator(), photos)
     assert torch.equal(new_alpha, alpha)
     torch.testing.assert_close(placed * alpha, image * alpha)
     corners = placed[:, :, 0, 0]
@@ -204,11 +208,23 @@ def test_photos_without_people_come_at_the_size_of_the_pictures_and_never_twice_
         assert not torch.allclose(shown[number], shown[number + 1], atol=0.02)
 
 
-def test_a_share_is_placed_and_the_others_stay_as_they_are() -> None:
-    image, alpha = noise((400, 3, 8, 8))
-    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), generator())
-    changed = (placed != image).flatten(1).any(dim=1).float().mean()
-    assert abs(changed - augment.PLACED) < 0.06
+def test_a_share_is_placed_and_seen_from_farther_away_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_zoom(monkeypatch, (1.2, 1.3))
+    count = 400
+    image = torch.rand((count, 3, 32, 32), generator=generator())
+    _, alpha = augment.vary(image, opaque(image), 32, generator())  # reflections of the others are opaque, too
+    sides = alpha.mean(dim=(1, 2, 3)).sqrt()
+    is_placed = sides < 1
+    assert abs(is_placed.float().mean() - augment.PLACED) < 0.06
+    assert 1 / augment.FAR - 0.03 < sides[is_placed].min() < 1 / augment.FAR + 0.03
+    assert sides[is_placed].max() > 1 / 1.3
+
+
+def test_the_others_stay_as_they_are() -> None:
+    image, alpha = noise((4, 3, 8, 8))
+    chosen = torch.tensor([True, False, False, True])
+    placed, _ = augment.place(image, alpha, torch.ones_like(alpha), chosen, generator())
+    assert torch.equal((placed != image).flatten(1).any(dim=1), chosen)
 
 
 def test_what_is_known_stays_and_the_rest_is_carried_on() -> None:
