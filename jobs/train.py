@@ -1,11 +1,11 @@
 """Train the network: pairs in, a run folder out.
 
-    1. options; the pairs' names and splits                 driver
+    1. options (jobs/recipe.py); names and splits           driver
     2. decode to uint8 at training size, keep if it fits;   tasks of Ray Data
        and photos without people, with --backgrounds
     3. shuffled epochs, by streaming_split                  tasks -> workers
-    4. batch -> augment -> network -> step; validate        workers (matting.training)
-    5. after every epoch: checkpoint, metrics, events       rank 0 -> the run folder
+    4. batch -> augment -> network -> step; validate        workers (jobs/worker.py, matting.training)
+    5. after every epoch: checkpoint, metrics, events       the first worker -> the run folder (jobs/runs.py)
     6. the page, from the best checkpoint                   driver
 
 Meanwhile the driver publishes what the first worker counts (jobs/telemetry.py), and tells MLflow, if asked
@@ -19,185 +19,32 @@ every training pair once, or as often as --repeats says, whatever the number of 
 follows from it.
 """
 
-import math
 import os
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import ray.data
 import ray.train
-import torch
-from jsonargparse import Namespace
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 
 from jobs import cluster, config, streams, tracking
 from jobs.actors import Rejected
 from jobs.config import ConfigError
-from jobs.material import Material, MaterialOptions, make_datasets, open_material
-from jobs.runs import Recorder, RunFolder
+from jobs.material import Material, make_datasets, open_material
+from jobs.recipe import TrainConfig, presets
+from jobs.runs import RunFolder
+from jobs.worker import Assignment, train_worker
 from matting import checkpoint, report, storage
-from matting.collection import Pairs, too_many_rejected
-from matting.devices import Precision
-from matting.losses import Reduction
-from matting.pairs import some
+from matting.collection import Pairs
 from matting.predictor import Network, Predictor
-from matting.training import NonFiniteLoss, Plan, Schedule, Score, Trainer, TrainingConfig, mean_scores
-from matting.unet import Join, Relu, UNet, UNetConfig
+from matting.training import Score, Trainer
 
 WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
 RESIZE_SECONDS = 60.0  # between two looks at whether more workers would fit: a change costs the epoch so far
 # Of a worker, when Ray fills each node with as many as fit: a little more than a core leaves one core, for reading.
 ELASTIC_CPUS = 1.01
-
-# Options that may change between two commands of one run: where, how fast, for how long, what to put up with; never
-# what is learnt.
-CHANGEABLE = {
-    "output",
-    "name",
-    "epochs",
-    "minutes",
-    "workers",
-    "device",
-    "cache",
-    "max_unpaired_fraction",
-    "max_rejected_fraction",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(MaterialOptions):
-    """Train the network.
-
-    Args:
-        output: URI under which the run's folder is made.
-        name: of the run's folder; by default from recipe and data.
-        recipe: preset of the other options, from jobs/configs; by default "quickstart" for synthetic data, else
-            "matting".
-        width: channels of the network's first level; each level down has twice as many.
-        depth: how often the network halves the picture.
-        max_width: channels that no level has more of.
-        relu: after every convolution ("layer") or every second one ("block").
-        join: how a level's features come back on the way up: "concat" and two convolutions, or "add" and one.
-        stem: pixels a side that the network's levels take as one.
-        ends: alphas of the trained network within this of 0 and 1 become 0 and 1.
-        learning_rate: of AdamW, which without weight decay is Adam.
-        betas: of AdamW.
-        weight_decay: of the convolutions' weights.
-        schedule: of the learning rate; "cosine" ends at nothing when epochs or minutes are over.
-        average: decay of the running mean of the weights, which is then what is validated and saved; 0 for none.
-        small_until: share of the run that trains at half the size, four times as fast.
-        reduction: of the squared error over the four channels.
-        mse: weight of the squared error over the four channels.
-        l1: weight of alpha's absolute error.
-        cross_entropy: weight of alpha's cross entropy when the run begins; it falls to nothing at the end.
-        laplacian: weight of alpha's absolute error over a Laplacian pyramid.
-        augment_until: share of the run that varies pictures (geometry, light, background, quality); then they are
-            mirrored at most.
-        batch: pairs a worker takes for one step.
-        epochs: passes over the training pairs.
-        minutes: of training and validation, after which to stop even if epochs are left.
-        workers: data-parallel processes; on GPUs, one a GPU. With "1,4" from one to four, as there is room.
-        device: "auto" takes GPUs if the cluster has enough.
-        precision: of the convolutions; "auto" is bf16 where that is faster.
-    """
-
-    output: str = "runs"
-    name: str | None = None
-    recipe: Literal["seed", "matting", "quickstart"] | None = None
-    width: int = 32
-    depth: int = 3
-    max_width: int = 1024
-    relu: Relu = "layer"
-    join: Join = "concat"
-    stem: int = 1
-    ends: float = 0.0
-    learning_rate: float = TrainingConfig.learning_rate
-    betas: tuple[float, float] = TrainingConfig.betas
-    weight_decay: float = TrainingConfig.weight_decay
-    schedule: Schedule = TrainingConfig.schedule
-    average: float = TrainingConfig.average
-    small_until: float = TrainingConfig.small_until
-    reduction: Reduction = TrainingConfig.reduction
-    mse: float = TrainingConfig.mse
-    l1: float = TrainingConfig.l1
-    cross_entropy: float = TrainingConfig.cross_entropy
-    laplacian: float = TrainingConfig.laplacian
-    augment_until: float = TrainingConfig.augment_until
-    batch: int = 8
-    epochs: int = 30
-    minutes: float | None = None
-    workers: int | str = 1
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Precision = TrainingConfig.precision
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("width", "depth", "stem", "batch", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
-        for name in ("small_until", "augment_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is a share of the run, from 0 to 1; is {getattr(self, name)}")
-        if self.backgrounds and not self.augment_until:
-            raise ValueError(
-                "--backgrounds is for recipes that vary pictures: give --recipe matting, or an --augment_until above 0"
-            )
-        smallest = self.size // 2 if self.small_until else self.size
-        multiple = self.network().multiple
-        if smallest < 2 * multiple:  # a batch of one picture would leave BatchNorm a single value
-            raise ValueError(
-                f"pictures of {smallest} pixels have less than two a side where the network has made them {multiple} "
-                "times smaller: give a larger --size, a smaller --depth, or --small_until 0"
-            )
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
-        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)?", str(self.workers)) or self.fewest_workers > self.most_workers:
-            raise ValueError(f"--workers takes a number, or the fewest and the most such as 1,4; is {self.workers!r}")
-
-    @property
-    def fewest_workers(self) -> int:
-        """Without which training does not begin."""
-        return int(str(self.workers).partition(",")[0])
-
-    @property
-    def most_workers(self) -> int:
-        """That training uses."""
-        return int(str(self.workers).rpartition(",")[2])
-
-    @property
-    def run_uri(self) -> str:
-        """The run's folder."""
-        collections = [uri.rstrip("/").rpartition("/")[2] for uri in self.data.split(",")]
-        return storage.join(cluster.absolute(self.output), self.name or "-".join([str(self.recipe), *collections]))
-
-    def identity(self, material: Material) -> dict[str, Any]:
-        """What makes two commands the same run."""
-        options = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
-        return {**options, "betas": list(self.betas), **material.fingerprints()}
-
-    def network(self) -> UNetConfig:
-        """The part that :mod:`matting.unet` needs."""
-        return UNetConfig(**{field.name: getattr(self, field.name) for field in fields(UNetConfig)})
-
-    def training(self) -> TrainingConfig:
-        """The part that :mod:`matting.training` needs."""
-        return TrainingConfig(**{field.name: getattr(self, field.name) for field in fields(TrainingConfig)})
-
-    def plan(self, samples: int) -> Plan:
-        """How long the run is to be, with so many pairs in an epoch."""
-        return Plan(self.epochs, samples, 60 * (self.minutes or math.inf))
-
-
-def presets(options: Namespace) -> list[Path]:
-    """The recipe's file."""
-    recipe = options.recipe or ("quickstart" if options.data == "synthetic" else "matting")
-    return [config.CONFIGS / f"{recipe}.yaml"]
 
 
 def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
@@ -229,15 +76,15 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
     use_gpu = start_cluster(options)
     rejected = Rejected.options(scheduling_strategy=cluster.here()).remote()
     with cluster.SharedConsole() as console:
-        settings = {
-            "options": options,
-            "trainer": kind_of_trainer,
-            "folder": folder,
-            "rejected": rejected,
-            "plan": plan,
-            "total": material.total,
-            "val_keys": pairs.keys["val"],
-            "data": {
+        pictures = None
+        if material.backgrounds is not None:
+            pictures = streams.backgrounds(material.backgrounds, options.size, rejected)
+        assignment = Assignment(
+            options=options,
+            kind_of_trainer=kind_of_trainer,
+            plan=plan,
+            folder=folder,
+            data={
                 "uri": options.data,
                 "split_seed": options.split_seed,
                 "fingerprint": pairs.fingerprint,
@@ -245,12 +92,14 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
                 # A network that learned people of one size alone takes them best as it did: every photo as a square.
                 "aspects": pairs.aspects() if options.augment_until else None,
             },
-            "console": console,
-            "ray_up": time.time(),
-        }
-        if material.backgrounds is not None:
-            settings["backgrounds"] = streams.backgrounds(material.backgrounds, options.size, rejected)
-        failure = fit(settings, make_datasets(options, material, folder.epochs_done, rejected, console), use_gpu)
+            total=material.total,
+            val_keys=pairs.keys["val"],
+            backgrounds=pictures,
+            rejected=rejected,
+            console=console,
+            ray_up=time.time(),
+        )
+        failure = fit(assignment, make_datasets(options, material, folder.epochs_done, rejected, console), use_gpu)
     if failure:
         raise cluster.JobError(failure)
     finish(options, material, folder)
@@ -293,17 +142,16 @@ def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
     )
 
 
-def fit(settings: dict[str, Any], datasets: dict[str, Any], use_gpu: bool) -> str:
+def fit(assignment: Assignment, datasets: dict[str, Any], use_gpu: bool) -> str:
     """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
-    options: TrainConfig = settings["options"]
     # It tells workers of machines that are about to go, which no worker here asks; and it is one more process.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    output, _, name = settings["folder"].uri.rpartition("/")
+    output, _, name = assignment.folder.uri.rpartition("/")
     filesystem, path = storage.filesystem(output)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings,
-        scaling_config=scaling(options, use_gpu),
+        train_loop_config={"assignment": assignment},
+        scaling_config=scaling(assignment.options, use_gpu),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=path,
@@ -323,64 +171,6 @@ def fit(settings: dict[str, Any], datasets: dict[str, Any], use_gpu: bool) -> st
         reason = str(next(iter(causes))).strip().splitlines()[-1]
         raise cluster.JobError(f"{reason} The same command goes on from the last checkpoint.") from error
     return failure
-
-
-def train_worker(settings: dict[str, Any]) -> str:
-    """The life of one worker: from the last checkpoint to the end of the run, or to a failure that would come again.
-
-    Returns what failed, or nothing.
-    """
-    options: TrainConfig = settings["options"]
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    torch.manual_seed(options.seed)
-    model = UNet(options.network())
-    pictures = None
-    if "backgrounds" in settings:
-        pictures = np.concatenate(ray.get(settings["backgrounds"]))
-        if not len(pictures):
-            return f"None of the photos of --backgrounds {options.backgrounds} can be used: give others, or none."
-    trainer: Trainer = settings["trainer"](model, options.training(), get_device(), pictures)
-    if last := ray.train.get_checkpoint():
-        place = storage.join(settings["folder"].uri, Path(last.path).name)
-        trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
-    plan: Plan = settings["plan"]
-    train_shard, val_shard = ray.train.get_dataset_shard("train"), None
-    recorder = None
-    if context.get_world_rank() == 0:
-        description = {"recipe": {"name": options.recipe, **asdict(options.training())}, "data": settings["data"]}
-        config = checkpoint.describe(model, options.size, **description)
-        recorder = Recorder(settings["folder"], trainer, config, plan.samples, settings["console"], settings["ray_up"])
-    while not plan.finished(trainer.epochs, trainer.seconds):
-        batches = streams.batches(train_shard, options.batch)
-        try:
-            epoch = trainer.train_epoch(batches, plan, recorder.on_step if recorder else None)
-        except NonFiniteLoss as error:
-            return str(error)
-        val_shard = val_shard or ray.train.get_dataset_shard("val")  # by a process that the first batch need not await
-        scores = trainer.validate(streams.batches(val_shard, options.batch))
-        rejections = ray.get(settings["rejected"].all.remote())
-        # The first pass over the pairs shows it, to all workers alike.
-        what = "pairs and backgrounds" if options.backgrounds else "pairs"
-        if failure := too_many_rejected(rejections, settings["total"], options.max_rejected_fraction, what):
-            return failure
-        if not epoch.steps or not scores:
-            return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
-        if lost := set(settings["val_keys"]).difference(rejections, (score.key for score in scores)):
-            return f"Validation missed {len(lost)} pairs that nobody rejected: {some(sorted(lost))}."
-        means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
-        is_best = means["val_mad"] < trainer.best_mad
-        trainer.best_mad = min(trainer.best_mad, means["val_mad"])
-        saved = recorder.epoch(epoch, scores, means, rejections, is_best) if recorder else None
-        progress = {name: getattr(trainer, name) for name in ("epochs", "steps", "seconds", "best_mad")}
-        ray.train.report(
-            {**progress, **means},
-            checkpoint=saved,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
-    if recorder:
-        recorder.close()
-    return ""
 
 
 def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:

@@ -17,6 +17,8 @@ SHARED_JOBS_MODULES = {
     "jobs.cluster",
     "jobs.streams",
     "jobs.material",
+    "jobs.recipe",
+    "jobs.worker",
     "jobs.runs",
     "jobs.blocks",
     "jobs.outcome",
@@ -62,6 +64,8 @@ KNOWS_NOT = {
     "jobs.streams": ("matting.unet", "matting.training", "matting.predictor"),
     "matting.backgrounds": ("torch", "matting.unet"),
     "jobs.material": ("matting.training", "ray.train", "jobs.runs"),
+    "jobs.recipe": ("ray.train", "jobs.runs", "jobs.worker"),
+    "jobs.worker": ("matting.report", "jobs.tracking"),
 }
 
 

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from jobs import config
 from jobs.config import ConfigError
-from jobs.train import TrainConfig, presets
+from jobs.recipe import TrainConfig, presets
 
 RECIPES = sorted(config.CONFIGS.glob("*.yaml"))
 

@@ -26,14 +26,14 @@ import yaml
 from jsonschema import Draft202012Validator
 from packaging.requirements import Requirement
 
-from jobs import config, predict, train
+from jobs import config, predict, recipe
 
 PROJECT = Path(__file__).parents[1]
 KUBERAY = PROJECT / "infra" / "kuberay"
 SCHEMAS = Path(__file__).parents[2] / "shared" / "kuberay-crds"
 KUBERNETES = "1.36"  # the version whose schemas are used, and of the kubectl of the nightly pod
 OVERLAYS = ["overlays/cpu-dev", "overlays/gpu", "raycronjob"]
-CONFIGS = {"train": (train.TrainConfig, train.presets), "predict": (predict.PredictConfig, None)}
+CONFIGS = {"train": (recipe.TrainConfig, recipe.presets), "predict": (predict.PredictConfig, None)}
 # Mappings whose keys are the user's.
 FREE = {"annotations", "data", "labels", "limits", "nodeSelector", "rayStartParams", "requests"}
 
@@ -228,7 +228,7 @@ def test_entrypoint_and_options_are_the_jobs_own(overlay: str, job: str, tmp_pat
     options = config.parse(config_type, arguments, presets)
     assert options.output.startswith("s3://")
     if job == "predict":
-        trained = config.parse(train.TrainConfig, ["--config", str(tmp_path / "train.yaml")], train.presets)
+        trained = config.parse(recipe.TrainConfig, ["--config", str(tmp_path / "train.yaml")], recipe.presets)
         assert options.checkpoint == f"{trained.run_uri}/best"
 
 

@@ -170,6 +170,17 @@ def test_validation_photos_that_vanish_after_the_best_epoch_cost_their_place_on_
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_pair_that_validation_loses_ends_the_run_by_name(tmp_path: Path) -> None:
+    class Forgetful(Trainer):
+        def validate(self, batches: Iterable[Batch]) -> list[Score]:
+            return super().validate(batches)[1:]
+
+    forgotten = open_pairs("synthetic", PairOptions(synthetic_pairs=60)).keys["val"][0]
+    with pytest.raises(JobError, match=f"Validation missed 1 of .* nobody rejected: {forgotten}"):
+        train.main([*SMALL, "--epochs=1", f"--output={tmp_path}", "--name=run"], Forgetful)
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_photos_without_people_are_taken_as_backgrounds(tmp_path: Path) -> None:
     rooms = tmp_path / "rooms"
     rooms.mkdir()

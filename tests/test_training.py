@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from jobs.config import parse
-from jobs.train import TrainConfig, presets
+from jobs.recipe import TrainConfig, presets
 from matting.metrics import image_metrics
 from matting.synthetic import draw_person
 from matting.training import Batch, NonFiniteLoss, Plan, Score, Trainer, TrainingConfig, mean_scores, rate
