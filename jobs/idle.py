@@ -27,12 +27,12 @@ class WithoutNetwork(Work):
 
 
 class Disc:
-    """A matte with a soft edge."""
+    """A matte with a soft edge, too large to be looked at again from closer."""
 
     def __init__(self, size: int) -> None:
         self.size, self.aspects = size, None
         rows, columns = np.mgrid[:size, :size] / size - 0.5
-        self._alpha_HW = np.rint(255 * np.clip((0.35 - np.hypot(rows, columns)) * 20 + 0.5, 0, 1)).astype(np.uint8)
+        self._alpha_HW = np.rint(255 * np.clip((0.4 - np.hypot(rows, columns)) * 20 + 0.5, 0, 1)).astype(np.uint8)
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """uint8 (B, S, S, 3) -> uint8 (B, S, S)."""

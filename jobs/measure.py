@@ -149,11 +149,13 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
     """
     torch.set_num_threads(1)
     loaded = checkpoint.load(uri)
-    predictor = Predictor(Network(loaded), "guided")
+    network = Network(loaded)
+    predictor = Predictor(network, "guided")
     data = [storage.read_bytes(photo) for photo in photos]
     image = [images.decode_image(encoded) for encoded in data]
     sizes = [(picture.shape[1], picture.shape[0]) for picture in image]
-    small = [predictor.small_alphas([picture], [size])[0] for picture, size in zip(image, sizes, strict=True)]
+    seen = [squash(picture, *predictor.shape(*size)) for picture, size in zip(image, sizes, strict=True)]
+    small = [network.small_alphas(squashed[None])[0] for squashed in seen]
     alpha = [guided(*both, *size) for both, size in zip(zip(small, image, strict=True), sizes, strict=True)]
     cutout = [np.dstack([foreground(*both), both[1]]) for both in zip(image, alpha, strict=True)]
     matte = [images.encode_png(each) for each in alpha]

@@ -226,9 +226,9 @@ class Outputs:
         sizes = [(photo.width, photo.height) for photo in decoded]
         try:
             with watch.during("network"):
-                small_alphas = self._predictor.small_alphas(pictures, sizes)
+                looks = self._predictor.looks(pictures, sizes)
             with watch.during("refine"):
-                alphas = self._predictor.enlarged(small_alphas, pictures, sizes)
+                alphas = self._predictor.enlarged(looks, pictures, sizes)
             with watch.during("encode"):
                 return [self._encoded(photo, alpha) for photo, alpha in zip(decoded, alphas, strict=True)]
         except Exception as error:  # of any type: of 10**8 photos, one will find what nobody thought of

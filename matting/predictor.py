@@ -1,6 +1,7 @@
 """A trained network, applied: photos of any size -> their alphas.
 
-    image_HWC uint8 -> squashed to the network's input -> micro-batches of one fixed size -> alpha -> back to H × W
+    image_HWC uint8 -> squashed to the network's input -> micro-batches of one fixed size -> small alpha
+      -> people who are small in the photo once more, from closer -> alpha at H × W
 
 The input is the square of training, or, for photos much wider or taller than those of training, a rectangle of no more
 pixels, so that people come in about the proportions in which the network learned them.
@@ -9,8 +10,9 @@ Knows no picture files; of URIs, only that of its checkpoint.
 """
 
 import copy
+import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,11 +29,19 @@ from matting.unet import UNet, alpha_of
 
 Refine = Literal["none", "guided"]
 Shape = tuple[int, int]  # (width, height) in pixels
+Box = tuple[slice, slice]  # rows and columns of a photo
 
 # Photos so much wider than the widest that was learned from, or so much taller than the tallest, are seen in another
 # shape. In the square, people of a wide photo are made thin, which networks mind sooner than people made wide.
 _WIDER = 1.2
 _TALLER = 1.4
+
+# If all that is taken for people lies in a box of less than _CLOSER of the photo, the network looks again, at the box
+# alone, widened on each side by _MARGIN of its own height or width. Rows and columns with no more than _STRAY of their
+# pixels taken for a person do not count.
+_CLOSER = 0.5
+_MARGIN = 0.1
+_STRAY = 0.01
 
 
 class SmallAlphas(Protocol):
@@ -86,6 +96,13 @@ class Network:
         return result
 
 
+class Look(NamedTuple):
+    """What the network says of a photo: of all of it, or of the part that people are in."""
+
+    small_alpha_HW: Pixels  # uint8, of one of the network's input shapes
+    box: Box  # the part that this is of; nobody is outside
+
+
 class Predictor:
     """Alphas for photos of any size.
 
@@ -121,17 +138,29 @@ class Predictor:
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
         sizes = [(image.shape[1], image.shape[0]) for image in images_HWC]
-        return self.enlarged(self.small_alphas(images_HWC, sizes), images_HWC, sizes)
+        return self.enlarged(self.looks(images_HWC, sizes), images_HWC, sizes)
 
     def shape(self, width: int, height: int) -> Shape:
         """The shape in which the network sees a photo of this size."""
         return input_shape(width / height, self._network.size, self._network.aspects)
 
-    def small_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
-        """The first half of :meth:`alphas`: photos, uint8 (H, W, 3) each -> small alphas, uint8, of each one's shape.
+    def looks(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Look]:
+        """The first half of :meth:`alphas`: photos, uint8 (H, W, 3) each -> what the network says of them.
 
         The photos may be reduced to no less than ``side`` pixels a side; ``sizes`` are their own, (W, H).
         """
+        looks = [
+            Look(alpha, (slice(0, image.shape[0]), slice(0, image.shape[1])))
+            for alpha, image in zip(self._small_alphas(images_HWC, sizes), images_HWC, strict=True)
+        ]
+        closer = {place: box for place, look in enumerate(looks) if (box := people_box(look))}
+        parts = [images_HWC[place][box] for place, box in closer.items()]
+        alphas = self._small_alphas(parts, [(part.shape[1], part.shape[0]) for part in parts])
+        for (place, box), alpha in zip(closer.items(), alphas, strict=True):
+            looks[place] = Look(alpha, box)
+        return looks
+
+    def _small_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
         shapes = [self.shape(*size) for size in sizes]
         found: dict[int, Pixels] = {}
         for shape in dict.fromkeys(shapes):
@@ -140,14 +169,48 @@ class Predictor:
             found |= zip(places, self._network.small_alphas(squashed_BHWC), strict=True)
         return [found[place] for place in range(len(shapes))]
 
-    def enlarged(
-        self, small_alphas_HW: Sequence[Pixels], images_HWC: Sequence[Pixels], sizes: Sequence[Shape]
-    ) -> list[Pixels]:
-        """The second half: small alphas and photos, as above -> alphas at the photos' own sizes, uint8 (H, W) each."""
-        return [
-            guided(alpha, image, *size) if self._refine == "guided" else upsample(alpha, *size)
-            for alpha, image, size in zip(small_alphas_HW, images_HWC, sizes, strict=True)
-        ]
+    def enlarged(self, looks: Sequence[Look], images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
+        """The second half: looks and photos, as above -> alphas at the photos' own sizes, uint8 (H, W) each."""
+        return [self._enlarged(look, image, *size) for look, image, size in zip(looks, images_HWC, sizes, strict=True)]
+
+    def _enlarged(self, look: Look, image_HWC: Pixels, width: int, height: int) -> Pixels:
+        rows, columns = look.box
+        place = scaled(rows, height / image_HWC.shape[0]), scaled(columns, width / image_HWC.shape[1])
+        alpha_HW = np.zeros((height, width), np.uint8)
+        part_height, part_width = alpha_HW[place].shape
+        if self._refine == "guided":
+            alpha_HW[place] = guided(look.small_alpha_HW, image_HWC[look.box], part_width, part_height)
+        else:
+            alpha_HW[place] = upsample(look.small_alpha_HW, part_width, part_height)
+        return alpha_HW
+
+
+def people_box(look: Look) -> Box | None:
+    """Where to look again, from closer: around all that is taken for people in a look at a whole photo, if that is
+    little enough of it."""
+    inside_HW = look.small_alpha_HW >= 128
+    rows, columns = (np.flatnonzero(inside_HW.mean(axis) > _STRAY) for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return None
+    if (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0]) >= _CLOSER * inside_HW.size:
+        return None
+    return (
+        widened(rows, look.box[0].stop / inside_HW.shape[0], look.box[0].stop),
+        widened(columns, look.box[1].stop / inside_HW.shape[1], look.box[1].stop),
+    )
+
+
+def widened(taken: np.ndarray, scale: float, length: int) -> slice:
+    """From the first to the last of these rows or columns of a small alpha and a margin more: those of the photo, which
+    has so many times as many, ``length``."""
+    start, stop = taken[0], taken[-1] + 1
+    margin = _MARGIN * (stop - start)
+    return slice(max(0, math.floor((start - margin) * scale)), min(length, math.ceil((stop + margin) * scale)))
+
+
+def scaled(part: slice, scale: float) -> slice:
+    """These rows or columns of a photo that was reduced, in the photo itself, which has so many times as many."""
+    return slice(round(part.start * scale), round(part.stop * scale))
 
 
 def input_shape(aspect: float, size: int, learned: Aspects | None) -> Shape:

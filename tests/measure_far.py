@@ -40,6 +40,13 @@ def compose(example: Example, share: float, scene_HWC: Pixels, draw: np.random.G
     return np.rint(image_HWC).astype(np.uint8), alpha_HW
 
 
+def matte(predictor: Predictor, image_HWC: Pixels) -> Pixels:
+    """alpha_HW of the picture as a JPEG file, which jobs/predict.py decodes no finer than it needs."""
+    reduced_HWC, width, height = images.decode_reduced(images.encode_jpeg(image_HWC, quality=95), predictor.side)
+    looks = predictor.looks([reduced_HWC], [(width, height)])
+    return predictor.enlarged(looks, [reduced_HWC], [(width, height)])[0]
+
+
 def main() -> None:
     """Print MAD and IoU by how much of the picture the photo takes."""
     parser = argparse.ArgumentParser()
@@ -57,7 +64,7 @@ def main() -> None:
         scores = []
         for example in examples:
             image_HWC, alpha_HW = compose(example, share, scenes[draw.integers(len(scenes))], draw)
-            found, true = (torch.from_numpy(a)[None] / 255 for a in (predictor.alphas([image_HWC])[0], alpha_HW))
+            found, true = (torch.from_numpy(a)[None] / 255 for a in (matte(predictor, image_HWC), alpha_HW))
             scores.append([float(batch_metrics(found, true)[name]) for name in ("mad", "iou")])
         print(f"{share:g}", *(f"{mean:.3g}" for mean in np.mean(scores, axis=0)), sep="\t")
     print(f"{len(examples)} photos")
