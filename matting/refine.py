@@ -77,8 +77,9 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
 
     Args:
         small_alpha_HW: uint8, 255 is opaque.
-        image_HWC: uint8 RGB, the whole photo, at its own size or reduced; below DETAIL times the alpha's, less is seen.
-        width, height: of the photo, in pixels.
+        image_HWC: uint8 RGB, the photo, or the part of it that the alpha is of, at its own size or reduced; below
+            DETAIL times the alpha's, less is seen.
+        width, height: of the photo or the part, in pixels.
 
     Returns:
         uint8 of shape (height, width).
