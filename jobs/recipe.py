@@ -3,7 +3,7 @@
     TrainConfig   what jobs/train.py takes on its command line  -> the parts that the network and the trainer need
     presets       from the options as given                     -> the file of their recipe, in jobs/configs
 
-Knows neither workers nor the cluster they run on.
+Knows no workers and no run folder.
 """
 
 import math

@@ -3,7 +3,7 @@
     Assignment -> train_worker, in every worker of Ray Train -> checkpoints, reports; what failed for good, or nothing
 
 All workers take the same steps and come to the same verdict on an epoch; the first of them also keeps the run folder.
-Knows neither the command line nor how the cluster came about.
+Knows no page.
 """
 
 import os

@@ -201,8 +201,8 @@ def people_box(look: Look) -> Box | None:
 
 
 def widened(taken: np.ndarray, scale: float, length: int) -> slice:
-    """From the first to the last of these rows or columns of a small alpha and a margin more: those of the photo, which
-    has so many times as many, ``length``."""
+    """From the first to the last of these rows or columns of a small alpha, and a margin more, as rows or columns of
+    the photo: it has ``length`` of them, ``scale`` times as many."""
     start, stop = taken[0], taken[-1] + 1
     margin = _MARGIN * (stop - start)
     return slice(max(0, math.floor((start - margin) * scale)), min(length, math.ceil((stop + margin) * scale)))
