@@ -26,7 +26,7 @@ from matting import checkpoint, images, report, storage
 from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
 from matting.metrics import METRICS, MetricSums, confidence, image_metrics, risk_coverage_area
 from matting.pairs import some
-from matting.predictor import Network, Predictor
+from matting.predictor import Network, Predictor, Refine
 
 TASK_ROWS = 16
 CASES = 4  # in each group of the page, of all collections together
@@ -42,6 +42,7 @@ class EvaluateConfig(PairOptions):
         checkpoint: URI of a checkpoint folder to score.
         predictions: in its place, URI of a folder of mattes <key>.png or <key without suffix>.png.
         beside: URI of another checkpoint folder, whose mattes the page shows beside these.
+        refine: how a checkpoint's alphas get to the photo's size, as in predict.
         split: to score, or "all".
     """
 
@@ -50,21 +51,25 @@ class EvaluateConfig(PairOptions):
     checkpoint: str | None = None
     predictions: str | None = None
     beside: str | None = None
+    refine: Refine = "none"
     split: Literal["train", "val", "test", "all"] = "test"
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.predictions is None):
             raise ValueError("give either --checkpoint or --predictions")
+        if self.predictions and not self.beside and self.refine != "none":
+            raise ValueError("--refine is for the alphas of a checkpoint; --predictions are scored as they are")
 
 
 class CheckpointAlphas:
     """Alphas that a checkpoint predicts."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, refine: Refine) -> None:
         self.uri = uri
         loaded = checkpoint.load(cluster.absolute(uri))
-        self.source = f"{uri}, SHA-256 {loaded.identity[:16]}…"
-        self._predictor = Predictor(Network(loaded, precision="fp32"))  # figures should not depend on the hardware
+        self.source = f"{uri}, SHA-256 {loaded.identity[:16]}…, refine {refine}"
+        # In float32, so that figures do not depend on the hardware.
+        self._predictor = Predictor(Network(loaded, precision="fp32"), refine)
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
         """alpha_HW."""
@@ -96,9 +101,11 @@ def main(argv: Sequence[str]) -> None:
     """Score, and leave the results."""
     options = config.parse(EvaluateConfig, argv)
     alphas: Alphas = (
-        CheckpointAlphas(options.checkpoint) if options.checkpoint else FileAlphas(str(options.predictions))
+        CheckpointAlphas(options.checkpoint, options.refine)
+        if options.checkpoint
+        else FileAlphas(str(options.predictions))
     )
-    beside = CheckpointAlphas(options.beside) if options.beside else None
+    beside = CheckpointAlphas(options.beside, options.refine) if options.beside else None
     pairs = open_pairs(cluster.absolute_each(options.data), options)
     splits = SPLITS if options.split == "all" else (options.split,)
     total = sum(pairs.counts()[split] for split in splits)

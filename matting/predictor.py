@@ -1,7 +1,8 @@
 """A trained network, applied: photos of any size -> their alphas.
 
     image_HWC uint8 -> squashed to the network's input -> micro-batches of one fixed size -> small alpha
-      -> people who are small in the photo once more, from closer -> alpha at H × W
+      -> people who are small in the photo once more, from closer -> all once more through four windows, if so asked
+      -> alpha at H × W
 
 The input is the square of training, or, for photos much wider or taller than those of training, a rectangle of no more
 pixels, so that people come in about the proportions in which the network learned them.
@@ -12,6 +13,7 @@ Knows no picture files; of URIs, only that of its checkpoint.
 import copy
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,14 +22,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from matting import checkpoint
+from matting import checkpoint, windows
 from matting.checkpoint import Aspects, Checkpoint
 from matting.devices import Precision, autocast_dtype, to_device
 from matting.images import Pixels, to_rgb
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
-Refine = Literal["none", "guided"]
+Refine = Literal["none", "guided", "windows"]
 Shape = tuple[int, int]  # (width, height) in pixels
 Box = tuple[slice, slice]  # rows and columns of a photo
 
@@ -99,7 +101,7 @@ class Network:
 class Look(NamedTuple):
     """What the network says of a photo: of all of it, or of the part that people are in."""
 
-    small_alpha_HW: Pixels  # uint8, of one of the network's input shapes
+    small_alpha_HW: Pixels  # uint8, of one of the network's input shapes; through windows, a third longer on each side
     box: Box  # the part that this is of; nobody is outside
 
 
@@ -108,7 +110,8 @@ class Predictor:
 
     Args:
         network: predicts small alphas.
-        refine: how alphas get to the photo's size: "none" interpolates, "guided" also looks at the photo.
+        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "windows"
+            does so after the network has looked through four windows, too, in five times its time.
 
     Of a photo no more than some ``side`` pixels a side are looked at.
     """
@@ -116,7 +119,8 @@ class Predictor:
     def __init__(self, network: SmallAlphas, refine: Refine = "none") -> None:
         self._network = network
         self._refine = refine
-        self.side = DETAIL * network.size
+        seen = windows.picture_shape(network.size, network.size) if refine == "windows" else (network.size,)
+        self.side = DETAIL * seen[0]
 
     @classmethod
     def load(cls, uri: str, refine: Refine = "guided") -> "Predictor":
@@ -151,22 +155,39 @@ class Predictor:
         """
         looks = [
             Look(alpha, (slice(0, image.shape[0]), slice(0, image.shape[1])))
-            for alpha, image in zip(self._small_alphas(images_HWC, sizes), images_HWC, strict=True)
+            for alpha, image in zip(self._seen_whole(images_HWC, sizes), images_HWC, strict=True)
         ]
         closer = {place: box for place, look in enumerate(looks) if (box := people_box(look))}
         parts = [images_HWC[place][box] for place, box in closer.items()]
-        alphas = self._small_alphas(parts, [(part.shape[1], part.shape[0]) for part in parts])
+        alphas = self._seen_whole(parts, [(part.shape[1], part.shape[0]) for part in parts])
         for (place, box), alpha in zip(closer.items(), alphas, strict=True):
             looks[place] = Look(alpha, box)
-        return looks
+        return self._through_windows(looks, images_HWC) if self._refine == "windows" else looks
 
-    def _small_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
-        shapes = [self.shape(*size) for size in sizes]
+    def _seen_whole(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
+        return self._small_alphas(
+            [squash(image, *self.shape(*size)) for image, size in zip(images_HWC, sizes, strict=True)]
+        )
+
+    def _through_windows(self, looks: Sequence[Look], images_HWC: Sequence[Pixels]) -> list[Look]:
+        views = []
+        for look, image in zip(looks, images_HWC, strict=True):
+            height, width = look.small_alpha_HW.shape
+            picture_HWC = squash(image[look.box], *windows.picture_shape(width, height))
+            views += [picture_HWC[place] for place in windows.corners(width, height)]
+        alphas = iter(self._small_alphas(views))
+        return [
+            Look(windows.join(look.small_alpha_HW, list(islice(alphas, windows.COUNT))), look.box) for look in looks
+        ]
+
+    def _small_alphas(self, squashed_HWC: Sequence[Pixels]) -> list[Pixels]:
+        """Pictures of the network's input shapes -> an alpha each. Those of one shape go to the network together."""
+        shapes = [squashed.shape for squashed in squashed_HWC]
         found: dict[int, Pixels] = {}
         for shape in dict.fromkeys(shapes):
             places = [place for place, own in enumerate(shapes) if own == shape]
-            squashed_BHWC = np.stack([squash(images_HWC[place], *shape) for place in places])
-            found |= zip(places, self._network.small_alphas(squashed_BHWC), strict=True)
+            alphas = self._network.small_alphas(np.stack([squashed_HWC[place] for place in places]))
+            found |= zip(places, alphas, strict=True)
         return [found[place] for place in range(len(shapes))]
 
     def enlarged(self, looks: Sequence[Look], images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
@@ -178,7 +199,7 @@ class Predictor:
         place = scaled(rows, height / image_HWC.shape[0]), scaled(columns, width / image_HWC.shape[1])
         alpha_HW = np.zeros((height, width), np.uint8)
         part_height, part_width = alpha_HW[place].shape
-        if self._refine == "guided":
+        if self._refine != "none":
             alpha_HW[place] = guided(look.small_alpha_HW, image_HWC[look.box], part_width, part_height)
         else:
             alpha_HW[place] = upsample(look.small_alpha_HW, part_width, part_height)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from matting import checkpoint, images, storage
 from matting.checkpoint import CheckpointError
 from matting.collection import PairOptions, open_pairs
 from matting.metrics import METRICS, image_metrics
+from matting.predictor import Network, Predictor, Refine
 from matting.unet import UNet, UNetConfig
 from tests.drawing import write_folders
 
@@ -83,6 +85,26 @@ def test_two_checkpoints_side_by_side_and_figures_for_each_collection(raw: Path,
         assert f"<code>{worst}, by {tmp_path}/two</code>" in page
 
 
+def test_scores_a_checkpoint_as_predict_would_refine_its_alphas(raw: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(width=4))
+    checkpoint.save(str(tmp_path / "one"), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
+    pairs = open_pairs(str(raw), PairOptions())
+    loaded = checkpoint.load(str(tmp_path / "one"))
+    errors = set()
+    for refine in get_args(Refine):
+        output = tmp_path / refine
+        arguments = [f"--data={raw}", f"--checkpoint={tmp_path}/one", f"--refine={refine}", "--split=val"]
+        evaluate.main([*arguments, f"--output={output}"])
+        predictor = Predictor(Network(loaded, precision="fp32"), refine)
+        for row in pq.read_table(output / "per_image.parquet").to_pylist():
+            example = pairs.example("val", row["key"])
+            assert row["mad"] == image_metrics(predictor.alphas([example.image])[0], example.alpha)["mad"]
+            errors.add(row["mad"])
+        assert f"refine {refine}" in (output / "report.html").read_text()
+    assert len(errors) == 3 * len(pairs.keys["val"])
+
+
 def test_a_missing_or_broken_prediction_is_an_error(raw: Path, tmp_path: Path) -> None:
     write_predictions(raw, tmp_path / "predictions")
     keys = open_pairs(str(raw), PairOptions()).keys["train"]
@@ -114,6 +136,8 @@ def test_says_what_it_needs(raw: Path, tmp_path: Path) -> None:
     output = f"--output={tmp_path}"
     with pytest.raises(ConfigError, match="either --checkpoint or --predictions"):
         evaluate.main([f"--data={raw}", output])
+    with pytest.raises(ConfigError, match="--refine is for the alphas of a checkpoint"):
+        evaluate.main([f"--data={raw}", output, f"--predictions={tmp_path}", "--refine=guided"])
     with pytest.raises(CheckpointError, match=r"config\.json"):
         evaluate.main([f"--data={raw}", output, f"--checkpoint={tmp_path}"])
     with pytest.raises(storage.StorageError, match="does not exist"):

@@ -220,7 +220,7 @@ def test_people_who_are_small_in_the_photo_are_looked_at_from_closer(
     image, true_alpha = scene(top, left, side)
     network = RedIsAPerson()
     (alpha,) = Predictor(network, refine).alphas([image])
-    assert network.saw == [1, 1]
+    assert network.saw == ([1, 1, 4] if refine == "windows" else [1, 1])
     assert error(alpha, true_alpha) < 0.6 * error(upsample(squash(image, SIZE, SIZE)[..., 0], 320, 240), true_alpha)
     assert not alpha[: max(0, top - side // 2)].any()
     assert not alpha[:, left + 3 * side // 2 :].any()
@@ -245,6 +245,25 @@ def test_a_closer_look_is_where_the_people_are_in_a_photo_that_was_reduced() -> 
     rows, columns = np.nonzero(alpha >= 128)
     for found, expected in ((rows, (300, 539)), (columns, (500, 739))):
         assert (found.min(), found.max()) == pytest.approx(expected, abs=6)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_windows_see_edges_finer_than_one_look(number: int) -> None:
+    _, true_alpha = draw_person(1, number, 256, 256)
+    image = np.dstack([true_alpha, np.zeros_like(true_alpha), 255 - true_alpha])
+    guided, through_windows = (Predictor(RedIsAPerson(), refine).alphas([image])[0] for refine in ("guided", "windows"))
+    assert error(through_windows, true_alpha) < 0.95 * error(guided, true_alpha)
+
+
+def test_windows_of_many_photos_are_those_of_each(trained: Checkpoint) -> None:
+    together = [*photos((60, 80), (33, 21), (300, 100), (64, 64), (7, 90)), scene(90, 150, 60)[0]]
+    for predictor in (
+        Predictor(RedIsAPerson(aspects=(0.75, 1.0)), "windows"),
+        Predictor(Network(trained), "windows"),
+    ):
+        for photo, alpha in zip(together, predictor.alphas(together), strict=True):
+            assert alpha.shape == photo.shape[:2]
+            np.testing.assert_array_equal(alpha, predictor.alphas([photo])[0])
 
 
 def test_a_closer_look_at_one_photo_changes_no_other(trained: Checkpoint) -> None:
