@@ -22,6 +22,7 @@ import torch
 
 from matting import checkpoint
 from matting.checkpoint import CheckpointError
+from matting.devices import pictures_at_once
 from matting.images import Pixels
 from matting.outputs import Outputs, Settings, Stage
 from matting.predictor import Network, Predictor, SmallAlphas
@@ -29,7 +30,6 @@ from matting.predictor import Network, Predictor, SmallAlphas
 BLOCK_PHOTOS = 256  # a few seconds of a core's time: what a crash costs, and how often a ledger part is written
 BLOCK_BYTES = 64_000_000  # of input files: large photos make smaller blocks, whose outputs fit into memory
 LEAST_PHOTOS = 16  # in the last blocks: each costs a task and a ledger part
-CPU_TOGETHER, GPU_TOGETHER = 4, 32  # photos that the network sees at once
 
 # Options of glibc's mallopt, in bytes. By default a photo's arrays go back to the system when they are freed, and a
 # moment later the next photo's are faulted in page by page.
@@ -70,9 +70,9 @@ class Work:
             raise CheckpointError(f"{self.checkpoint} was replaced while it was in use; run again.")
         return loaded
 
-    def network(self, device: torch.device, micro_batch: int) -> SmallAlphas:
+    def network(self, device: torch.device) -> SmallAlphas:
         """The checkpoint's network, made ready to predict there."""
-        return Network(self.load(), device, micro_batch=micro_batch)
+        return Network(self.load(), device)
 
 
 def blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:
@@ -114,9 +114,10 @@ def handle_block(block: pa.Table, work: Work, networks: tuple[Any, ...]) -> pa.T
 def outputs_of(work: Work, gpu: Any) -> Outputs:
     """Made once in each of Ray's processes, which run one task after another."""
     keep_freed_memory()
-    network = ElsewhereNetwork(work.load(), gpu) if gpu else work.network(torch.device("cpu"), CPU_TOGETHER)
+    network = ElsewhereNetwork(work.load(), gpu) if gpu else work.network(torch.device("cpu"))
     predictor = Predictor(network, work.settings.refine)
-    return Outputs(work.output, work.settings, work.run, work.model, predictor, GPU_TOGETHER if gpu else CPU_TOGETHER)
+    together = pictures_at_once(torch.device("cuda" if gpu else "cpu"))
+    return Outputs(work.output, work.settings, work.run, work.model, predictor, together)
 
 
 def keep_freed_memory() -> None:
@@ -132,7 +133,7 @@ class GpuNetwork:
 
     def __init__(self, work: Work) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = work.network(device, GPU_TOGETHER)
+        self._network = work.network(device)
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """uint8 (B, H, W, 3) -> uint8 (B, H, W)."""

@@ -21,7 +21,7 @@ from matting.training import ENDLESS, Batch, Epoch, Plan, Score, Step, Trainer
 class WithoutNetwork(Work):
     """Predicts a disc, whatever the photo shows."""
 
-    def network(self, device: torch.device, micro_batch: int) -> SmallAlphas:  # noqa: ARG002 - it needs none
+    def network(self, device: torch.device) -> SmallAlphas:  # noqa: ARG002 - it needs none
         """What takes no time."""
         return Disc(self.load().size)
 

@@ -23,11 +23,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.blocks import CPU_TOGETHER, GPU_TOGETHER
 from matting import checkpoint, images, shards, storage
 from matting.augment import vary
 from matting.collection import PackedRows, Pairs, RawRows
-from matting.devices import autocast_dtype
+from matting.devices import autocast_dtype, pictures_at_once
 from matting.images import Pixels
 from matting.predictor import Network, Predictor
 from matting.refine import foreground, guided, squash, upsample
@@ -72,8 +71,8 @@ def forward(uri: str, threads: int, seconds: float) -> float:
     """Photos/s of the network as predict runs it, on uint8 pictures of its own size."""
     torch.set_num_threads(threads)
     loaded = checkpoint.load(uri)
-    together = GPU_TOGETHER if device().type == "cuda" else CPU_TOGETHER
-    network = Network(loaded, device(), micro_batch=together)
+    together = pictures_at_once(device())
+    network = Network(loaded, device())
     return together * rate([lambda: network.small_alphas(noise(together, loaded.size))], seconds)
 
 

@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from matting import checkpoint, windows
 from matting.checkpoint import Aspects, Checkpoint
-from matting.devices import Precision, autocast_dtype, to_device
+from matting.devices import Precision, autocast_dtype, pictures_at_once, to_device
 from matting.images import Pixels, to_rgb
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
@@ -63,8 +63,8 @@ class Network:
         loaded: the checkpoint.
         device: to run on.
         precision: of the convolutions; "auto" is bf16 where that is faster (see :func:`to_bf16`).
-        micro_batch: pictures the network sees at once. Always as many, the last batch padded, so that a photo's alpha
-            does not depend on its neighbours. On a CPU few, so that the features stay in its cache.
+        micro_batch: pictures the network sees at once; by default as many as are fastest there. Always as many, the
+            last batch padded, so that a photo's alpha does not depend on its neighbours.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Network:
         loaded: Checkpoint,
         device: torch.device | None = None,
         precision: Precision = "auto",
-        micro_batch: int = 4,
+        micro_batch: int | None = None,
     ) -> None:
         self.size, self.aspects = loaded.size, loaded.aspects
         self._device = device or torch.device("cpu")
-        self._micro_batch = micro_batch
+        self._micro_batch = micro_batch or pictures_at_once(self._device, precision)
         network = folded(loaded.model)
         if autocast_dtype(self._device, precision):
             network = to_bf16(network)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matting.devices import CPUSyncBatchNorm, autocast_dtype, synchronise_batchnorm
+from matting.devices import CPUSyncBatchNorm, Precision, autocast_dtype, pictures_at_once, synchronise_batchnorm
 from matting.unet import UNet, UNetConfig
 from tests.test_training import in_two_processes
 
@@ -38,6 +38,24 @@ def test_auto_is_the_format_in_which_this_processor_multiplies_faster() -> None:
             fewest[place] = min(fewest[place], time.process_time() - began)
     float32, bfloat16 = fewest
     assert autocast_dtype(CPU, "auto") == (torch.bfloat16 if bfloat16 < float32 else None)
+
+
+@pytest.mark.parametrize(
+    ("processor", "precision", "pictures"),
+    [
+        ({"cpu_name": "AMD Zen 4", "avx512_bf16": True, "l2_cache_size": 1 << 20}, "auto", 4),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True, "l2_cache_size": 2 << 20}, "auto", 8),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True, "l2_cache_size": 2 << 20}, "fp32", 4),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "l2_cache_size": 2 << 20}, "auto", 4),
+        ({"cpu_name": "Intel Xeon", "l2_cache_size": 256 << 10}, "auto", 4),
+        ({}, "auto", 4),  # torch knows no more of it
+    ],
+)
+def test_a_processor_gets_as_many_pictures_as_its_cache_holds(
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], precision: Precision, pictures: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert pictures_at_once(CPU, precision) == pictures
 
 
 # BatchNorm -----------------------------------------------------------------------------------------------------------
