@@ -59,6 +59,7 @@ class TrainConfig(MaterialOptions):
         schedule: of the learning rate; "cosine" ends at nothing when epochs or minutes are over.
         average: decay of the running mean of the weights, which is then what is validated and saved; 0 for none.
         small_until: share of the run that trains at half the size, four times as fast.
+        varied_size: pixels a side of varied pictures, if --size is more.
         reduction: of the squared error over the four channels.
         mse: weight of the squared error over the four channels.
         l1: weight of alpha's absolute error.
@@ -90,6 +91,7 @@ class TrainConfig(MaterialOptions):
     schedule: Schedule = TrainingConfig.schedule
     average: float = TrainingConfig.average
     small_until: float = TrainingConfig.small_until
+    varied_size: int | None = TrainingConfig.varied_size
     reduction: Reduction = TrainingConfig.reduction
     mse: float = TrainingConfig.mse
     l1: float = TrainingConfig.l1
@@ -105,9 +107,10 @@ class TrainConfig(MaterialOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "stem", "batch", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, is {getattr(self, name)}")
+        for name in ("width", "depth", "stem", "batch", "epochs", "varied_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, is {value}")
         for name in ("small_until", "augment_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share of the run, from 0 to 1; is {getattr(self, name)}")
@@ -115,7 +118,7 @@ class TrainConfig(MaterialOptions):
             raise ValueError(
                 "--backgrounds is for recipes that vary pictures: give --recipe matting, or an --augment_until above 0"
             )
-        smallest = self.size // 2 if self.small_until else self.size
+        smallest = min(self.size, self.varied_size or self.size) // (2 if self.small_until else 1)
         multiple = self.network().multiple
         if smallest < 2 * multiple:  # a batch of one picture would leave BatchNorm a single value
             raise ValueError(

@@ -120,7 +120,7 @@ class Predictor:
         self._network = network
         self._refine = refine
         seen = windows.picture_shape(network.size, network.size) if refine == "windows" else (network.size,)
-        self.side = DETAIL * seen[0]
+        self.side = round(DETAIL * seen[0])
 
     @classmethod
     def load(cls, uri: str, refine: Refine = "guided") -> "Predictor":

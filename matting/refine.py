@@ -26,7 +26,7 @@ _SHARPENING = 0.25
 
 # The network and `guided` look at the photo at no more than this multiple of the small alpha's size: what is finer is
 # noise more often than edge.
-DETAIL = 2
+DETAIL = 1.6
 # The variance of a colour is a multiple of the measured one plus a constant, in units of the variance alpha (1 - alpha)
 # that the interpolated alpha is granted.
 _SPREAD = 0.5
@@ -88,7 +88,7 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
     TPAMI 2008; coefficients at low resolution as in He & Sun, "Fast guided filter", arXiv:1505.00996, 2015.
     """
     small_height, small_width = small_alpha_HW.shape
-    at_width, at_height = min(width, DETAIL * small_width), min(height, DETAIL * small_height)
+    at_width, at_height = min(width, round(DETAIL * small_width)), min(height, round(DETAIL * small_height))
     alpha_HW = _interpolate(_to_floats(small_alpha_HW), at_width, at_height)
     soft = _soft_pixels(alpha_HW)
 

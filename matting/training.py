@@ -48,6 +48,8 @@ class TrainingConfig:
             run (Loshchilov and Hutter 2017), after a short linear rise.
         average: decay of the running mean of the weights that is validated and saved (Polyak averaging); 0 for none.
         small_until: share of the run that trains at half the size, which is four times as fast.
+        varied_size: pixels a side of varied pictures, if they come larger: so a run may end with a few steps at a size
+            that would be dear all the time (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
         reduction: of the squared error.
         mse: weight of the squared error over the four channels.
         l1: weight of alpha's absolute error.
@@ -65,6 +67,7 @@ class TrainingConfig:
     schedule: Schedule = "constant"
     average: float = 0.0
     small_until: float = 0.0
+    varied_size: int | None = None
     reduction: Reduction = "mean"
     mse: float = 1.0
     l1: float = 0.0
@@ -253,8 +256,13 @@ class Trainer:
 
     def _step(self, batch: Batch, generator: torch.Generator, progress: float, elapsed: float) -> _Sums:
         image, alpha = self._to_device(batch)
-        size = image.shape[-1] // 2 if progress < self.config.small_until else image.shape[-1]
-        if progress < self.config.augment_until:
+        size = image.shape[-1]
+        varied = progress < self.config.augment_until
+        if varied:
+            size = min(size, self.config.varied_size or size)
+        if progress < self.config.small_until:
+            size //= 2
+        if varied:
             image, alpha = vary(image, alpha, size, generator, self._backgrounds)
         else:
             if size < image.shape[-1]:

@@ -215,6 +215,7 @@ def test_what_cannot_begin_says_why_at_once(tmp_path: Path, undisturbed: Path) -
         (PairsError, [f"--data={undisturbed}", output, "--layout=ppm"], "layout ppm"),
         (ConfigError, ["--bacth=3"], "Did you mean 'batch'"),
         (ConfigError, ["--epochs=0"], "epochs must be at least 1"),
+        (ConfigError, ["--varied_size=0"], "varied_size must be at least 1"),
         (ConfigError, ["--augment_until=15"], "augment_until is a share of the run, from 0 to 1; is 15"),
         (ConfigError, [f"--data={undisturbed}", output, "--size=64"], "of 32 pixels have less than two a side"),
         (ConfigError, [*SMALL, output, f"--backgrounds={tmp_path}"], "--backgrounds is for recipes that vary pictures"),

@@ -192,6 +192,16 @@ def test_the_first_share_of_a_run_is_trained_at_half_the_size(augment_until: flo
     assert sides == [SIZE // 2] * 2 + [SIZE] * 2
 
 
+@pytest.mark.parametrize("varied_size", [24, 48])
+def test_varied_pictures_are_smaller_if_so_asked_and_never_larger(varied_size: int) -> None:
+    trainer = new_trainer(small_until=0.25, augment_until=0.5, varied_size=varied_size)
+    sides: list[int] = []
+    trainer.model.register_forward_hook(lambda _, inputs, __: sides.append(inputs[0].shape[-1]))
+    trainer.train_epoch([batch(0, 1)] * 4, Plan(epochs=1, samples=8))
+    varied = min(SIZE, varied_size)
+    assert sides == [varied // 2, varied, SIZE, SIZE]
+
+
 @pytest.mark.parametrize(
     ("augment_until", "expected"), [(0.0, [{"as is"}] * 4), (0.5, [{"varied"}] * 2 + [{"as is", "mirrored"}] * 2)]
 )

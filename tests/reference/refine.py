@@ -21,7 +21,7 @@ def upsample(small_alpha, width, height, sharpening):
 def guided(small_alpha, image, sharpening, detail, spread, noise, solid):
     height, width = image.shape[:2]
     small_height, small_width = small_alpha.shape
-    photo = reduce(image, min(width, detail * small_width), min(height, detail * small_height))
+    photo = reduce(image, min(width, round(detail * small_width)), min(height, round(detail * small_height)))
     small_image = reduce(photo, small_width, small_height)
     maps = np.zeros((small_height, small_width, 7))
     for row in range(small_height):
