@@ -14,7 +14,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from jobs import cluster, config
 from matting import checkpoint, storage
 from matting.checkpoint import Checkpoint
-from matting.predictor import folded, input_shape, square_within
+from matting.predictor import folded, input_shapes
 from matting.unet import UNet, alpha_of
 
 OPSET = 18  # of 2022: the oldest that torch's exporter is written for, so that most runtimes read it
@@ -53,14 +52,9 @@ class ExportConfig:
 
 def squashed(loaded: Checkpoint) -> str:
     """To what photos are to be squashed for a network, in words."""
-    square = f"{loaded.size}×{loaded.size}"
-    if not loaded.aspects:
-        return square
-    (narrowest, widest), (long, short) = square_within(loaded.aspects), input_shape(inf, loaded.size, loaded.aspects)
-    return (
-        f"{square}, those more than {widest:.2f} times as wide as high to {long}×{short}, and those less than "
-        f"{narrowest:.2f} times to {short}×{long}"
-    )
+    (_, (width, height)), *wider = input_shapes(loaded.size, loaded.aspects)
+    others = ", ".join(f"of {least:.2f} to {width}×{height}" for least, (width, height) in wider)
+    return f"{width}×{height}" + (f", or from a width over height {others}" if others else "")
 
 
 class AlphaOfAnySize(nn.Module):

@@ -34,9 +34,11 @@ Shape = tuple[int, int]  # (width, height) in pixels
 Box = tuple[slice, slice]  # rows and columns of a photo
 
 # Photos so much wider than the widest that was learned from, or so much taller than the tallest, are seen in another
-# shape. In the square, people of a wide photo are made thin, which networks mind sooner than people made wide.
+# shape, and those that are _FARTHER from it by that again in yet another. In the square, people of a wide photo are
+# made thin, which networks mind sooner than people made wide.
 _WIDER = 1.2
 _TALLER = 1.4
+_FARTHER = 7 / 6
 
 # If all that is taken for people lies in a box of less than _CLOSER of the photo, the network looks again, at the box
 # alone, widened on each side by _MARGIN of its own height or width. Rows and columns with no more than _STRAY of their
@@ -235,29 +237,32 @@ def scaled(part: slice, scale: float) -> slice:
 
 
 def input_shape(aspect: float, size: int, learned: Aspects | None) -> Shape:
-    """The shape in which a network sees a photo.
+    """The shape in which a network sees a photo whose width over height is ``aspect``; see :func:`input_shapes`."""
+    return next(shape for least, shape in reversed(input_shapes(size, learned)) if aspect >= least)
+
+
+def input_shapes(size: int, learned: Aspects | None) -> list[tuple[float, Shape]]:
+    """The shapes in which a network sees photos, each with the least width over height of those that it is for; from
+    the tallest to the widest.
 
     Args:
-        aspect: of the photo, width over height.
         size: pixels a side of the square that the network's training pictures were squashed to.
-        learned: the aspects of these pictures before; None if not known: then all photos are seen as squares.
+        learned: width over height of these pictures before; None if not known: then all photos are seen as squares.
 
     Returns:
-        The square; or five quarters of its one side by three of the other, a sixteenth less in all.
+        The square, and on either side of it six fifths of its one side by four and by three of the other.
     """
-    if learned:
-        narrowest, widest = square_within(learned)
-        long, short = 5 * size // 4, 3 * size // 4
-        if aspect > widest:
-            return long, short
-        if aspect < narrowest:
-            return short, long
-    return size, size
-
-
-def square_within(learned: Aspects) -> Aspects:
-    """The aspects of photos that a network sees as squares."""
-    return learned[0] / _TALLER, learned[1] * _WIDER
+    if not learned:
+        return [(0.0, (size, size))]
+    narrowest, widest = learned[0] / _TALLER, learned[1] * _WIDER
+    long, short, shortest = (share * size // 5 for share in (6, 4, 3))
+    return [
+        (0.0, (shortest, long)),
+        (narrowest / _FARTHER, (short, long)),
+        (narrowest, (size, size)),
+        (widest, (long, short)),
+        (widest * _FARTHER, (long, shortest)),
+    ]
 
 
 def folded(model: UNet) -> UNet:

@@ -2,8 +2,8 @@
 
     python -m tests.measure_shapes --pairs PAIRS --checkpoint CHECKPOINT [--split val,train]
 
-From the photos of PAIRS, windows of many shapes are cut, with the head in them; each is matted as a square and as the
-two rectangles that prediction knows. A slow study, not a test.
+From the photos of PAIRS, windows of many shapes are cut, with the head in them; each is matted in all shapes that
+prediction knows. A slow study, not a test.
 """
 
 import argparse
@@ -14,13 +14,12 @@ import numpy as np
 from matting import checkpoint
 from matting.collection import PairOptions, open_pairs
 from matting.images import Pixels
-from matting.predictor import Network, input_shape
+from matting.predictor import Network, input_shapes
 from matting.refine import squash, upsample
 from tests.test_refine import mad
 
 ASPECTS = (0.45, 0.5, 0.5625, 0.6, 0.667, 0.75, 1.0, 1.1, 1.2, 1.333, 1.5, 1.778, 2.0, 2.4)
 HEADROOM = 0.12  # of a wide window's height, above the person
-LEARNED = (1.0, 1.0)  # of which 1:1 is seen as a square, and 9:1 and 1:9 as the two rectangles
 
 
 def window(alpha_HW: Pixels, aspect: float) -> tuple[slice, slice]:
@@ -47,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = checkpoint.load(options.checkpoint)
     network = Network(loaded, micro_batch=1)
-    shapes = [input_shape(aspect, loaded.size, LEARNED) for aspect in (1.0, 9.0, 1 / 9)]
+    shapes = [shape for _, shape in input_shapes(loaded.size, loaded.aspects)]
     errors = defaultdict[tuple[float, tuple[int, int]], list[float]](list)
     pairs = open_pairs(options.pairs, PairOptions())
     chosen = [(split, key) for split in options.split.split(",") for key in pairs.keys[split]]

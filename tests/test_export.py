@@ -68,10 +68,11 @@ def test_says_what_it_is(exported: tuple[UNet, str]) -> None:
 
 def test_says_in_which_shape_it_wants_photos_of_other_shapes() -> None:
     uri, model = "memory://export/shapes", as_if_trained("light")
-    config = checkpoint.describe(model, 128, {}, {"aspects": [0.75, 1.0]})
+    config = checkpoint.describe(model, 160, {}, {"aspects": [0.75, 1.0]})
     checkpoint.save(uri, model, config, {})
     assert export.squashed(checkpoint.load(uri)) == (
-        "128×128, those more than 1.20 times as wide as high to 160×96, and those less than 0.54 times to 96×160"
+        "96×192, or from a width over height of 0.46 to 128×192, of 0.54 to 160×160, of 1.20 to 192×128, "
+        "of 1.40 to 192×96"
     )
 
 

@@ -160,26 +160,31 @@ def test_an_alpha_has_the_size_of_its_photo(trained: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("aspect", "learned", "shape"),
     [
-        (9.0, None, (128, 128)),
-        (0.75, (0.75, 1.0), (128, 128)),
-        (1.19, (0.75, 1.0), (128, 128)),
-        (1.21, (0.75, 1.0), (160, 96)),
-        (16 / 9, (0.75, 1.0), (160, 96)),
-        (16 / 9, (0.75, 1.5), (128, 128)),  # such photos were squashed to squares in training too
-        (0.54, (0.75, 1.0), (128, 128)),
-        (0.53, (0.75, 1.0), (96, 160)),
-        (0.53, (0.5, 1.0), (128, 128)),
+        (9.0, None, (160, 160)),
+        (0.75, (0.75, 1.0), (160, 160)),
+        (1.19, (0.75, 1.0), (160, 160)),
+        (1.21, (0.75, 1.0), (192, 128)),
+        (4 / 3, (0.75, 1.0), (192, 128)),
+        (1.41, (0.75, 1.0), (192, 96)),
+        (1000.0, (0.75, 1.0), (192, 96)),
+        (16 / 9, (0.75, 1.5), (160, 160)),  # such photos were squashed to squares in training too
+        (0.54, (0.75, 1.0), (160, 160)),
+        (0.53, (0.75, 1.0), (128, 192)),
+        (0.46, (0.75, 1.0), (128, 192)),
+        (0.45, (0.75, 1.0), (96, 192)),
+        (0.001, (0.75, 1.0), (96, 192)),
+        (0.53, (0.5, 1.0), (160, 160)),
     ],
 )
 def test_photos_of_unlearned_shapes_are_seen_as_rectangles(
     aspect: float, learned: Aspects | None, shape: tuple[int, int]
 ) -> None:
-    assert input_shape(aspect, 128, learned) == shape
+    assert input_shape(aspect, 160, learned) == shape
 
 
 def test_each_photo_is_seen_in_its_own_shape_whatever_is_beside_it() -> None:
-    sizes = [(300, 100), (60, 80), (50, 200), (90, 60), (64, 64), (300, 150)]
-    shapes = [(40, 24), (SIZE, SIZE), (24, 40), (40, 24), (SIZE, SIZE), (40, 24)]
+    sizes = [(300, 100), (60, 80), (50, 200), (80, 60), (64, 64), (50, 100)]
+    shapes = [(38, 19), (SIZE, SIZE), (19, 38), (38, 25), (SIZE, SIZE), (25, 38)]
     pictures = [128 + photo // 2 for photo in photos(*sizes)]  # red, and so a person, up to every edge
     found = Predictor(RedIsAPerson(aspects=(0.75, 1.0))).alphas(pictures)
     for picture, size, shape, alpha in zip(pictures, sizes, shapes, found, strict=True):
