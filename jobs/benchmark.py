@@ -230,7 +230,7 @@ def predictions(results: Results, work: Workload, options: BenchmarkConfig) -> N
             variants |= {
                 "guided, cutouts": ["--refine=guided", "--write=cutout"],
                 "none, 1 worker": ["--refine=none", "--workers=1"],
-                "windows": ["--refine=windows"],
+                "mirrored": ["--refine=mirrored"],
             }
         for name, arguments in variants.items():
             found = predicted(work, folder, *arguments)

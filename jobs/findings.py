@@ -93,7 +93,7 @@ def compared(results: Results) -> dict[str, float]:
         (guided, "script, predicting, plain loop"),
         (guided, "script, predicting, DataLoader loop"),
         (f"{guided}, cutouts", guided),
-        (f"{guided.removesuffix('guided')}windows", guided),
+        (f"{guided.removesuffix('guided')}mirrored", guided),
         (none, f"{none}, 1 worker"),
         ("train, packed", "network alone, training"),
         ("train, packed", same_step),

@@ -47,8 +47,8 @@ class PredictConfig:
         output: URI of the folder for mattes, ledger and page.
         write: what to make of each photo: alpha, cutout, or both with a comma between.
         format: of cutouts.
-        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "windows"
-            does so after the network has looked four times more, finer.
+        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "mirrored"
+            does so after the network has seen the photo's mirror image, too.
         sink: "files" writes an object for each matte, "table" Parquet parts that hold many.
         limit: handle at most so many photos in this run.
         plan: only say what there is to do.

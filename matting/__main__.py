@@ -25,7 +25,7 @@ def main() -> None:
     if not options.output.lower().endswith(".png"):
         parser.error(f"{options.output} would hold a PNG; name it so, with the suffix .png")
     try:
-        predictor = Predictor.load(options.checkpoint, "windows")  # for one photo, starting takes longer than looking
+        predictor = Predictor.load(options.checkpoint, "mirrored")  # for one photo, starting takes longer than looking
         image_HWC = images.decode_image(storage.read_bytes(options.photo))
         (alpha_HW,) = predictor.alphas([image_HWC])
         cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])

@@ -1,8 +1,7 @@
 """A trained network, applied: photos of any size -> their alphas.
 
     image_HWC uint8 -> squashed to the network's input -> micro-batches of one fixed size -> small alpha
-      -> people who are small in the photo once more, from closer -> all once more through four windows, if so asked
-      -> alpha at H × W
+      -> people who are small in the photo once more, from closer -> alpha at H × W
 
 The input is the square of training, or, for photos much wider or taller than those of training, a rectangle of no more
 pixels, so that people come in about the proportions in which the network learned them.
@@ -13,7 +12,6 @@ Knows no picture files; of URIs, only that of its checkpoint.
 import copy
 import math
 from collections.abc import Sequence
-from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,14 +20,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from matting import checkpoint, windows
+from matting import checkpoint
 from matting.checkpoint import Aspects, Checkpoint
 from matting.devices import Precision, autocast_dtype, pictures_at_once, to_device
 from matting.images import Pixels, to_rgb
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
-Refine = Literal["none", "guided", "windows"]
+Refine = Literal["none", "guided", "mirrored"]
 Shape = tuple[int, int]  # (width, height) in pixels
 Box = tuple[slice, slice]  # rows and columns of a photo
 
@@ -103,7 +101,7 @@ class Network:
 class Look(NamedTuple):
     """What the network says of a photo: of all of it, or of the part that people are in."""
 
-    small_alpha_HW: Pixels  # uint8, of one of the network's input shapes; through windows, a third longer on each side
+    small_alpha_HW: Pixels  # uint8, of one of the network's input shapes
     box: Box  # the part that this is of; nobody is outside
 
 
@@ -112,8 +110,8 @@ class Predictor:
 
     Args:
         network: predicts small alphas.
-        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "windows"
-            does so after the network has looked through four windows, too, in five times its time.
+        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "mirrored"
+            does so with the mean of what the network says of the photo and of its mirror image, in twice its time.
 
     Of a photo no more than some ``side`` pixels a side are looked at.
     """
@@ -121,8 +119,7 @@ class Predictor:
     def __init__(self, network: SmallAlphas, refine: Refine = "none") -> None:
         self._network = network
         self._refine = refine
-        seen = windows.picture_shape(network.size, network.size) if refine == "windows" else (network.size,)
-        self.side = round(DETAIL * seen[0])
+        self.side = round(DETAIL * network.size)
 
     @classmethod
     def load(cls, uri: str, refine: Refine = "guided") -> "Predictor":
@@ -164,23 +161,15 @@ class Predictor:
         alphas = self._seen_whole(parts, [(part.shape[1], part.shape[0]) for part in parts])
         for (place, box), alpha in zip(closer.items(), alphas, strict=True):
             looks[place] = Look(alpha, box)
-        return self._through_windows(looks, images_HWC) if self._refine == "windows" else looks
+        return looks
 
     def _seen_whole(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape]) -> list[Pixels]:
-        return self._small_alphas(
-            [squash(image, *self.shape(*size)) for image, size in zip(images_HWC, sizes, strict=True)]
-        )
-
-    def _through_windows(self, looks: Sequence[Look], images_HWC: Sequence[Pixels]) -> list[Look]:
-        views = []
-        for look, image in zip(looks, images_HWC, strict=True):
-            height, width = look.small_alpha_HW.shape
-            picture_HWC = squash(image[look.box], *windows.picture_shape(width, height))
-            views += [picture_HWC[place] for place in windows.corners(width, height)]
-        alphas = iter(self._small_alphas(views))
-        return [
-            Look(windows.join(look.small_alpha_HW, list(islice(alphas, windows.COUNT))), look.box) for look in looks
-        ]
+        squashed = [squash(image, *self.shape(*size)) for image, size in zip(images_HWC, sizes, strict=True)]
+        if self._refine != "mirrored":
+            return self._small_alphas(squashed)
+        alphas = self._small_alphas([*squashed, *(np.ascontiguousarray(picture[:, ::-1]) for picture in squashed)])
+        both = zip(alphas[: len(squashed)], alphas[len(squashed) :], strict=True)
+        return [np.rint(np.mean([alpha, mirrored[:, ::-1]], axis=0)).astype(np.uint8) for alpha, mirrored in both]
 
     def _small_alphas(self, squashed_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Pictures of the network's input shapes -> an alpha each. Those of one shape go to the network together."""

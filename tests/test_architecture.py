@@ -49,7 +49,6 @@ KNOWS_NOT = {
     "matting.training": ("ray", "matting.storage", "pathlib", "os", "io"),
     "matting.synthetic": ("torch", "matting.storage", "pathlib", "os", "io"),
     "matting.refine": ("matting.unet", "matting.storage", "pathlib", "os"),
-    "matting.windows": ("matting.unet", "matting.storage", "pathlib", "os"),
     "matting.photos": ("matting.images", "PIL", "matting.unet"),
     "matting.ledger": ("matting.images", "PIL", "matting.unet", "matting.photos"),
     "matting.gallery": ("matting.unet", "matting.storage", "matting.ledger"),

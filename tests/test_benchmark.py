@@ -113,7 +113,7 @@ def figures(rounds: int) -> Results:
             "predict, s, guided": 40,
             "predict, s, guided, cutouts": 30,
             "predict, s, none, 1 worker": 25,
-            "predict, s, windows": 10,
+            "predict, s, mirrored": 10,
             "script, predicting, plain loop": 10,
             "script, predicting, DataLoader loop": 15,
         }.items():
@@ -143,7 +143,7 @@ def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     assert told["figures"]["predict, s, none"] == {"unit": "photos/s", "median": 67.5, "values": [45, 90]}
     assert told["ratios"]["predict, s, none / network alone, predicting"] == 0.9
     assert told["ratios"]["predict, s, guided / script, predicting, plain loop"] == 4
-    assert told["ratios"]["predict, s, windows / predict, s, guided"] == 0.25
+    assert told["ratios"]["predict, s, mirrored / predict, s, guided"] == 0.25
     assert told["ratios"]["train, raw / script, training, DataLoader, raw"] == 1.5
     assert told["ratios"]["train, packed / network alone, training"] == 0.95
     assert told["ratios"]["train, packed / network alone, training, 1 × 2 threads"] == 1

@@ -39,7 +39,7 @@ def test_cuts_out_one_photo(trained: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     cutout = Image.open(tmp_path / "cutout.png")
     assert (cutout.mode, cutout.size) == ("RGBA", (60, 80))
-    expected = Predictor.load(trained, "windows")(Image.open(tmp_path / "photo.jpg"))
+    expected = Predictor.load(trained, "mirrored")(Image.open(tmp_path / "photo.jpg"))
     np.testing.assert_array_equal(np.array(cutout.getchannel("A")), np.array(expected))
 
 

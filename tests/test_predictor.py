@@ -225,7 +225,7 @@ def test_people_who_are_small_in_the_photo_are_looked_at_from_closer(
     image, true_alpha = scene(top, left, side)
     network = RedIsAPerson()
     (alpha,) = Predictor(network, refine).alphas([image])
-    assert network.saw == ([1, 1, 4] if refine == "windows" else [1, 1])
+    assert network.saw == ([2, 2] if refine == "mirrored" else [1, 1])
     assert error(alpha, true_alpha) < 0.6 * error(upsample(squash(image, SIZE, SIZE)[..., 0], 320, 240), true_alpha)
     assert not alpha[: max(0, top - side // 2)].any()
     assert not alpha[:, left + 3 * side // 2 :].any()
@@ -252,23 +252,43 @@ def test_a_closer_look_is_where_the_people_are_in_a_photo_that_was_reduced() -> 
         assert (found.min(), found.max()) == pytest.approx(expected, abs=6)
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_windows_see_edges_finer_than_one_look(number: int) -> None:
-    _, true_alpha = draw_person(1, number, 256, 256)
-    image = np.dstack([true_alpha, np.zeros_like(true_alpha), 255 - true_alpha])
-    guided, through_windows = (Predictor(RedIsAPerson(), refine).alphas([image])[0] for refine in ("guided", "windows"))
-    assert error(through_windows, true_alpha) < 0.95 * error(guided, true_alpha)
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (300, 100), (50, 200)])
+def test_with_its_mirror_image_each_photo_gets_what_the_mirrored_one_does(
+    trained: Checkpoint, width: int, height: int
+) -> None:
+    network = Network(trained)
+    network.aspects = (0.75, 1.0)
+    (photo,) = photos((width, height))
+    mirrored = np.ascontiguousarray(photo[:, ::-1])
+
+    def apart(refine: Refine) -> float:
+        alpha, other = Predictor(network, refine).alphas([photo, mirrored])
+        return error(alpha, other[:, ::-1])
+
+    assert apart("mirrored") < 0.2 * apart("guided")  # but for rounding, nothing
 
 
-def test_windows_of_many_photos_are_those_of_each(trained: Checkpoint) -> None:
+class FadesToTheRight(RedIsAPerson):
+    """As a network: the farther right, the less of a person it sees."""
+
+    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
+        """As it is there."""
+        return (super().small_alphas(squashed_BHWC) * np.linspace(1, 0.5, SIZE)).astype(np.uint8)
+
+
+def test_the_mirror_image_counts_as_much_as_the_photo() -> None:
+    red = np.zeros((SIZE, SIZE, 3), np.uint8)
+    red[..., 0] = 255
+    (look,) = Predictor(FadesToTheRight(), "mirrored").looks([red], [(SIZE, SIZE)])
+    np.testing.assert_allclose(look.small_alpha_HW, 255 * 0.75, atol=1.5)
+
+
+def test_mirrored_looks_at_many_photos_are_those_of_each(trained: Checkpoint) -> None:
     together = [*photos((60, 80), (33, 21), (300, 100), (64, 64), (7, 90)), scene(90, 150, 60)[0]]
-    for predictor in (
-        Predictor(RedIsAPerson(aspects=(0.75, 1.0)), "windows"),
-        Predictor(Network(trained), "windows"),
-    ):
-        for photo, alpha in zip(together, predictor.alphas(together), strict=True):
-            assert alpha.shape == photo.shape[:2]
-            np.testing.assert_array_equal(alpha, predictor.alphas([photo])[0])
+    predictor = Predictor(Network(trained), "mirrored")
+    for photo, alpha in zip(together, predictor.alphas(together), strict=True):
+        assert alpha.shape == photo.shape[:2]
+        np.testing.assert_array_equal(alpha, predictor.alphas([photo])[0])
 
 
 def test_a_closer_look_at_one_photo_changes_no_other(trained: Checkpoint) -> None:
