@@ -37,7 +37,7 @@ class Checkpoint:
     """What a checkpoint folder holds, apart from the training state."""
 
     model: UNet  # on the CPU, in eval mode
-    size: int  # pixels a side of the square input it was trained at
+    size: int  # pixels a side of the square input that its training ended with
     config: dict[str, Any]
     metrics: dict[str, float]
     identity: str
