@@ -1,4 +1,4 @@
-"""In which shape should the network see photos of other shapes? Prints a table of the README.
+"""In which shape should the network see photos of other shapes? Prints a table of jobs/configs/README.md.
 
     python -m tests.measure_shapes --pairs PAIRS --checkpoint CHECKPOINT [--split val,train]
 
