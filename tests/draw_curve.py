@@ -1,4 +1,4 @@
-"""The validation curves of a training as a picture, such as jobs/configs/README.md's: those of the run's page, on white.
+"""The validation curves of a training as a picture, such as the night's: those of the run's page, on white.
 
     python -m tests.draw_curve runs/night/metrics.jsonl .github/night.svg
 
