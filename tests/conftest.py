@@ -95,7 +95,7 @@ def ray_cluster(object_store: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon a finished worker is noticed
-        environment.setenv("RAY_metrics_report_interval_ms", "1000")
+        environment.setenv("RAY_metrics_report_interval_ms", "5000")  # every second, it takes a tenth of a core
         ray.init(
             address="local",  # not the cluster that somebody else started on this machine
             num_cpus=3,
