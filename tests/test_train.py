@@ -21,7 +21,8 @@ from matting.collection import PairOptions, open_pairs
 from matting.pairs import PairsError
 from matting.photos import PhotosError
 from matting.storage import StorageError
-from matting.training import Batch, Score, Trainer
+from matting.training import Batch, Score, Trainer, TrainingConfig
+from matting.unet import UNet
 from tests import jobs
 from tests.drawing import write_folders
 
@@ -188,15 +189,24 @@ def test_photos_without_people_are_taken_as_backgrounds(tmp_path: Path) -> None:
     for number, colour in enumerate(colours):
         (rooms / f"{number}.png").write_bytes(images.encode_png(np.full((40, 50, 3), colour, np.uint8)))
     (rooms / "broken.jpg").write_text("<html>404</html>")
+    seen = tmp_path / "seen.npy"
+
+    class Seeing(Trainer):
+        def __init__(
+            self, model: UNet, config: TrainingConfig, device: torch.device, backgrounds_NHWC: np.ndarray | None = None
+        ) -> None:
+            super().__init__(model, config, device, backgrounds_NHWC)
+            np.save(seen, np.array(backgrounds_NHWC))
+
     varied = [*SMALL, "--augment_until=1", "--epochs=1", "--max_rejected_fraction=0.02", f"--output={tmp_path}"]
-    given = [*varied, f"--backgrounds={rooms}", "--name=with"]
-    train.main(given)
-    train.main([*varied, "--name=without"])
-    page = (tmp_path / "with/report.html").read_text()
-    assert f"{rooms}: 71 photos" in page
-    assert str(rooms / "broken.jpg") in json.loads((tmp_path / "with/rejected.json").read_text())
-    assert checkpoint.load(str(tmp_path / "with/best")).config["data"]["backgrounds"] == str(rooms)
-    assert not same(weights(tmp_path / "with/best"), weights(tmp_path / "without/best"))
+    given = [*varied, f"--backgrounds={rooms}", "--name=run"]
+    train.main(given, Seeing)
+    pictures = np.load(seen)
+    assert pictures.shape == (70, 32, 32, 3)
+    assert sorted(pictures[:, 7, 7].tolist()) == sorted(colours.tolist())
+    assert f"{rooms}: 71 photos" in (tmp_path / "run/report.html").read_text()
+    assert str(rooms / "broken.jpg") in json.loads((tmp_path / "run/rejected.json").read_text())
+    assert checkpoint.load(str(tmp_path / "run/best")).config["data"]["backgrounds"] == str(rooms)
     (rooms / "0.png").unlink()
     with pytest.raises(ConfigError, match="backgrounds_fingerprint was"):  # not the same run any more
         train.main(given)

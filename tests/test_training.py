@@ -224,6 +224,25 @@ def test_the_last_share_of_a_run_learns_from_pictures_that_are_mirrored_at_most(
     assert [{look(*both) for both in zip(images, as_is, strict=True)} for images in shown] == expected
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+def test_some_of_the_varied_pictures_have_a_photo_without_people_behind_them(is_given: bool) -> None:
+    green = np.broadcast_to(np.array([0, 200, 0], np.uint8), (3, SIZE, SIZE, 3))
+    model, config = UNet(UNetConfig(width=4)), TrainingConfig(precision="fp32", augment_until=0.5)
+    trainer = Trainer(model, config, torch.device("cpu"), green if is_given else None)
+    shown: list[torch.Tensor] = []
+    trainer.model.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
+    nobody = {
+        "key": np.array(["grey"] * 64),
+        "image": np.full((64, SIZE, SIZE, 3), 128, np.uint8),
+        "alpha": np.zeros((64, SIZE, SIZE), np.uint8),
+    }
+    trainer.train_epoch([nobody] * 2, Plan(epochs=1, samples=128))
+    varied, as_is = ((images[:, 1] > 1.5 * images[:, [0, 2]].amax(1)).float().mean((1, 2)) > 0.9 for images in shown)
+    assert bool(varied.any()) == is_given
+    assert not varied.all()
+    assert not as_is.any()
+
+
 @pytest.mark.parametrize("term", ["mse", "l1", "cross_entropy", "laplacian"])
 def test_each_term_alone_brings_alpha_nearer(term: str) -> None:
     trainer = new_trainer(**{"learning_rate": 1e-2, "mse": 0.0, term: 1.0})
