@@ -8,6 +8,8 @@ All uint8 at the border, float32 in [0, 1] inside. A small alpha is the photo's,
 Knows no network and no files.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,6 +33,11 @@ DETAIL = 1.6
 # that the interpolated alpha is granted.
 _SPREAD = 0.5
 _NOISE = 0.03
+
+# How far the filters that resample reach, in pixels of the coarser grid: Keys' cubic with a = -0.5, as Pillow's, and
+# the triangle of bilinear interpolation.
+_CUBIC = 2
+_LINEAR = 1
 
 # `foreground`: sides of the pyramid's ends in pixels, and how firmly the layers around a pixel bind its own.
 _FINEST = 96
@@ -101,16 +108,16 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
     variance = front[3] + back[3] - (front[:3].square() + back[:3].square()).sum(0)
     alpha = torch.from_numpy(alpha_HW).view(-1)[soft]
     across = front[:3] - back[:3]
-    residual = _to_planes(photo_HWC).view(3, -1)[:, soft] - back[:3] - alpha * across
+    residual = _at_places(photo_HWC, soft)[0, :, 0] - back[:3] - alpha * across
     doubt = alpha * (1 - alpha)
-    moved = torch.zeros(1, 1, at_height, at_width)
-    moved.view(-1)[soft] = (
+    moved_HW = torch.zeros(at_height, at_width)
+    moved_HW.view(-1)[soft] = (
         doubt * (across * residual).sum(0) / (doubt * across.square().sum(0) + _SPREAD * variance + _NOISE)
     )
     if (at_width, at_height) != (width, height):
         alpha_HW = _interpolate(_to_floats(small_alpha_HW), width, height)
-        moved = F.interpolate(moved, (height, width), mode="bilinear")
-    return _to_pixels((moved[0, 0] + torch.from_numpy(alpha_HW)).clamp_(0, 1).numpy())
+        moved_HW = _resample(moved_HW, width, height, _LINEAR)
+    return _to_pixels(moved_HW.add_(torch.from_numpy(alpha_HW)).clamp_(0, 1).numpy())
 
 
 def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
@@ -157,16 +164,14 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
     opacity_HW = _to_floats(alpha_HW)
     soft = _soft_pixels(opacity_HW)
     layers = _at(layers, _grid(soft, width, height))
-    layers = _explain(_to_planes(image_HWC.reshape(1, -1, 3)[:, soft]), _shares(_column(opacity_HW, soft)), layers)
+    layers = _explain(_at_places(image_HWC, soft), _shares(_column(opacity_HW, soft)), layers)
     foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0, :, 0].T.numpy())
     return foreground_HWC
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
     sharp_HW = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
-    sharp = torch.from_numpy(np.ascontiguousarray(sharp_HW))[None, None]
-    # Bicubic as in Pillow (a = -0.5), which "antialias" stands for also where nothing is reduced, in less time.
-    alpha: Floats = F.interpolate(sharp, (height, width), mode="bicubic", antialias=True)[0, 0].clamp_(0, 1).numpy()
+    alpha: Floats = _resample(torch.from_numpy(sharp_HW), width, height, _CUBIC).clamp_(0, 1).numpy()
     return alpha
 
 
@@ -176,6 +181,42 @@ def _sharpen(values: Floats, target: int) -> Floats:
     before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
     sharp: Floats = (1 + 2 * share) * values - share * (before + after)
     return sharp
+
+
+def _resample(values_HW: Tensor, width: int, height: int, reach: int) -> Tensor:
+    """Interpolates, or averages where it reduces: (h, w) -> (height, width)."""
+    values_WH = _along(values_HW.T.contiguous(), width, reach)
+    return _along(values_WH.T.contiguous(), height, reach)
+
+
+def _along(values: Tensor, target: int, reach: int) -> Tensor:
+    """The same of the first axis: (source, N) -> (target, N)."""
+    places, weights = _taps(len(values), target, reach)
+    # Weighted sums of a few rows, which is what bags of embeddings are, too. F.interpolate takes four times as long for
+    # the two axes: its pass from row to row computes pixel by pixel.
+    return F.embedding_bag(places, values, mode="sum", per_sample_weights=weights)
+
+
+@lru_cache(64)  # photos of one collection are often of a few sizes
+def _taps(source: int, target: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Which of the `source` pixels each of the `target` ones is the sum of, and with which weights: (target, taps).
+
+    Literature: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 1981.
+    """
+    scale = source / target
+    wide = max(scale, 1.0)
+    centres = (np.arange(target)[:, None] + 0.5) * scale
+    places = np.floor(centres - reach * wide + 0.5).astype(np.int64) + np.arange(int(2 * reach * wide) + 1)
+    distances = np.abs(places + 0.5 - centres) / wide
+    if reach == _CUBIC:
+        near = (1.5 * distances - 2.5) * distances**2 + 1
+        far = ((2.5 - 0.5 * distances) * distances - 4) * distances + 2
+        weights = np.where(distances < 1, near, far)
+    else:
+        weights = 1 - distances
+    weights[(distances >= reach) | (places < 0) | (places >= source)] = 0
+    weights /= weights.sum(1, keepdims=True)
+    return torch.from_numpy(places.clip(0, source - 1)), torch.from_numpy(weights.astype(np.float32))
 
 
 def _shares(alpha: Tensor) -> Tensor:
@@ -215,6 +256,11 @@ def _at(planes: Tensor, grid: Tensor) -> Tensor:
     """(B, C, h, w), as if enlarged bilinearly, at the grid's N places only: (B, C, 1, N)."""
     grid = grid.expand(len(planes), -1, -1, -1)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+
+
+def _at_places(image_HWC: Pixels, places: NDArray[np.intp]) -> Tensor:
+    """(H, W, 3) uint8, at N flat places -> (1, 3, 1, N) in [0, 1]."""
+    return _to_planes(image_HWC.reshape(1, -1, 3)[:, places])
 
 
 def _column(alpha_HW: Floats, places: NDArray[np.intp]) -> Tensor:
