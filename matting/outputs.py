@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from matting import images, ledger, storage
 from matting.images import BadImage, Pixels
 from matting.ledger import BadKey
-from matting.metrics import confidence
+from matting.metrics import confidence, coverage
 from matting.photos import read_photos
 from matting.predictor import Predictor, Refine, Shape
 from matting.refine import foreground
@@ -240,7 +240,7 @@ class Outputs:
     def _encoded(self, photo: _Decoded, alpha_HW: Pixels) -> _Matted:
         size = {"width": photo.width, "height": photo.height}
         contents: dict[str, bytes] = {kind: self._encode(kind, photo, alpha_HW) for kind in self._settings.write}
-        said = {"coverage": float(alpha_HW.mean() / 255), "confidence": confidence(alpha_HW)}
+        said = {"coverage": coverage(alpha_HW), "confidence": confidence(alpha_HW)}
         return _Matted(photo.row | size | said, contents)
 
     def _encode(self, kind: Kind, photo: _Decoded, alpha_HW: Pixels) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from matting.metrics import METRICS, MetricSums, batch_metrics, confidence, image_metrics, risk_coverage_area
+from matting.metrics import METRICS, MetricSums, batch_metrics, confidence, coverage, image_metrics, risk_coverage_area
 from tests.reference import metrics as reference
 
 # What two published evaluators gave for golden_pair(), to the last digit they were written down with.
@@ -256,6 +256,13 @@ assert "scipy" not in sys.modules
 
 
 # Confidence -----------------------------------------------------------------------------------------------------------
+
+
+def test_coverage_is_the_mean_alpha_whose_sum_may_be_more_than_32_bits_hold() -> None:
+    assert coverage(np.array([[0, 51], [204, 255]], np.uint8)) == 0.5
+    large = np.full((4200, 4200), 255, np.uint8)
+    assert coverage(large) == 1
+    assert confidence(large) == 1
 
 
 def test_confidence_is_highest_where_every_pixel_is_decided() -> None:
