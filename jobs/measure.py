@@ -29,7 +29,7 @@ from matting.collection import PackedRows, Pairs, RawRows
 from matting.devices import autocast_dtype, pictures_at_once
 from matting.images import Pixels
 from matting.predictor import Network, Predictor
-from matting.refine import foreground, guided, squash, upsample
+from matting.refine import cutout, guided, squash, upsample
 from matting.training import Plan, Trainer, TrainingConfig
 from matting.unet import UNet, alpha_of
 
@@ -156,7 +156,7 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
     seen = [squash(picture, *predictor.shape(*size)) for picture, size in zip(image, sizes, strict=True)]
     small = [network.small_alphas(squashed[None])[0] for squashed in seen]
     alpha = [guided(*both, *size) for both, size in zip(zip(small, image, strict=True), sizes, strict=True)]
-    cutout = [np.dstack([foreground(*both), both[1]]) for both in zip(image, alpha, strict=True)]
+    cutouts = [cutout(*both) for both in zip(image, alpha, strict=True)]
     matte = [images.encode_png(each) for each in alpha]
     planes = [torch.rand(TRAIN_BATCH, channels, loaded.size, loaded.size) for channels in (3, 1)]
     generator = torch.Generator().manual_seed(0)
@@ -167,10 +167,10 @@ def stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str, float]:
             "squash": lambda i: squash(image[i], *predictor.shape(*sizes[i])),
             "interpolate (--refine none)": lambda i: upsample(small[i], *sizes[i]),
             "refine (--refine guided)": lambda i: guided(small[i], image[i], *sizes[i]),
-            "colours of a cutout": lambda i: foreground(image[i], alpha[i]),
+            "colours of a cutout": lambda i: cutout(image[i], alpha[i]),
             "encode a matte, PNG": lambda i: images.encode_png(alpha[i]),
-            "encode a cutout, PNG": lambda i: images.encode_png(cutout[i]),
-            "encode a cutout, WebP": lambda i: images.encode_webp(cutout[i]),
+            "encode a cutout, PNG": lambda i: images.encode_png(cutouts[i]),
+            "encode a cutout, WebP": lambda i: images.encode_webp(cutouts[i]),
             "write": lambda i: storage.write_bytes(f"{folder}/{i}.png", matte[i]),
             f"augment (a batch of {TRAIN_BATCH})": lambda _: vary(planes[0], planes[1], loaded.size, generator),
         }

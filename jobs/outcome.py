@@ -26,7 +26,7 @@ from matting.outputs import Stage
 from matting.pairs import MAX_IMAGE_BYTES
 from matting.photos import Photos, read_photos
 from matting.predictions import read_matte
-from matting.refine import foreground
+from matting.refine import cutout
 
 SHOWN = 24  # cards in each group of the page
 COVERAGE_BINS = 20
@@ -170,7 +170,7 @@ def cards(output: str, photos: pa.Table, merged: pa.Table, tally: Tally) -> list
             made.append(gallery.Card(key, groups[key], {**facts, "matte": f"made, and gone since: {error}"}, image_HWC))
             continue
         if image_HWC is not None and image_HWC.shape[:2] == alpha_HW.shape:  # else it has changed since
-            made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, foreground(image_HWC, alpha_HW)))
+            made.append(gallery.Card(key, groups[key], facts, image_HWC, alpha_HW, cutout(image_HWC, alpha_HW)))
     return sorted(made, key=lambda card: (confidence.get(card.key, 2), card.key))
 
 

@@ -6,13 +6,11 @@ python -m matting photo.jpg -o cutout.png --checkpoint runs/first/best
 import argparse
 import sys
 
-import numpy as np
-
 from matting import images, storage
 from matting.checkpoint import CheckpointError
 from matting.images import BadImage
 from matting.predictor import Predictor
-from matting.refine import foreground
+from matting.refine import cutout
 
 
 def main() -> None:
@@ -28,8 +26,7 @@ def main() -> None:
         predictor = Predictor.load(options.checkpoint, "mirrored")  # for one photo, starting takes longer than looking
         image_HWC = images.decode_image(storage.read_bytes(options.photo))
         (alpha_HW,) = predictor.alphas([image_HWC])
-        cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])
-        storage.write_bytes(options.output, images.encode_png(cutout_HWC))
+        storage.write_bytes(options.output, images.encode_png(cutout(image_HWC, alpha_HW)))
     except (BadImage, CheckpointError, storage.StorageError) as error:
         about = f"{options.photo}: " if isinstance(error, BadImage) else ""
         print(f"error: {about}{error}", file=sys.stderr)

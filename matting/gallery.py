@@ -1,6 +1,6 @@
 """The page that a prediction run leaves: what became of the inputs, in figures and in pictures.
 
-Cards (photo, alpha, foreground, or why there is none), counts, reasons of failures and a histogram
+Cards (photo, alpha, cutout, or why there is none), counts, reasons of failures and a histogram
 -> page: HTML from gallery.html.j2, with every picture inside as a data URI, to filter and to zoom without a server.
 Knows no models, no ledger and no storage: whoever calls has the arrays and the numbers, and writes what comes back.
 """
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 from PIL import Image
 
 from matting.images import Pixels
@@ -32,8 +31,7 @@ class Card:
         group: under which heading it stands.
         facts: shown under the pictures; for what failed, the reason.
         image_HWC: the photo; None where it could not be decoded.
-        alpha_HW, foreground_HWC: what was predicted, and the person's own colours (`matting.refine.foreground`);
-            None where it failed.
+        alpha_HW, cutout_HWC: what was predicted, and RGBA (`matting.refine.cutout`); None where it failed.
 
     Only thumbnails of at most THUMBNAIL pixels a side are shown: who collects many cards can shrink their arrays first.
     """
@@ -43,15 +41,15 @@ class Card:
     facts: Mapping[str, object]
     image_HWC: Pixels | None = None
     alpha_HW: Pixels | None = None
-    foreground_HWC: Pixels | None = None
+    cutout_HWC: Pixels | None = None
 
     def __post_init__(self) -> None:
-        pixels = self.image_HWC, self.alpha_HW, self.foreground_HWC
+        pixels = self.image_HWC, self.alpha_HW, self.cutout_HWC
         image, *layers = [None if array is None else array.shape[:2] for array in pixels]
         if layers not in ([None, None], [image, image]):
             raise ValueError(
-                f"card {self.key!r}: image is {image}, alpha and foreground are {layers}; expected all of one height "
-                "and width, or neither alpha nor foreground"
+                f"card {self.key!r}: image is {image}, alpha and cutout are {layers}; expected all of one height and "
+                "width, or neither alpha nor cutout"
             )
 
 
@@ -97,8 +95,8 @@ def _panels(card: Card) -> dict[str, dict[str, str | int]]:
     pixels = {}
     if card.image_HWC is not None:
         pixels["photo"] = card.image_HWC
-    if card.alpha_HW is not None and card.foreground_HWC is not None:
-        pixels |= {"alpha": card.alpha_HW, "cutout": np.dstack([card.foreground_HWC, card.alpha_HW])}
+    if card.alpha_HW is not None and card.cutout_HWC is not None:
+        pixels |= {"alpha": card.alpha_HW, "cutout": card.cutout_HWC}
     return {name: embedded(name, _thumbnail(array)) for name, array in pixels.items()}
 
 

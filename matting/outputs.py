@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,7 +30,7 @@ from matting.ledger import BadKey
 from matting.metrics import confidence, coverage
 from matting.photos import read_photos
 from matting.predictor import Predictor, Refine, Shape
-from matting.refine import foreground
+from matting.refine import cutout
 
 Kind = Literal["alpha", "cutout"]
 CutoutFormat = Literal["png", "webp"]
@@ -248,7 +247,7 @@ class Outputs:
             return images.encode_png(alpha_HW)
         is_whole = photo.image_HWC.shape[:2] == alpha_HW.shape
         image_HWC = photo.image_HWC if is_whole else images.decode_image(photo.data)
-        cutout_HWC = np.dstack([foreground(image_HWC, alpha_HW), alpha_HW])
+        cutout_HWC = cutout(image_HWC, alpha_HW)
         return images.encode_webp(cutout_HWC) if self._settings.format == "webp" else images.encode_png(cutout_HWC)
 
     def _row(self, photo: Mapping[str, Any], data: bytes | str) -> Row:

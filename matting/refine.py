@@ -1,8 +1,8 @@
-"""From what the network sees to what the photo needs: full-size alphas, and foreground colours for cutouts.
+"""From what the network sees to what the photo needs: full-size alphas, and cutouts with foreground colours.
 
     small_alpha_HW (say 128 × 128) -> upsample -> alpha_HW              interpolation alone
     small_alpha_HW, image_HWC      -> guided   -> alpha_HW              the photo's colours move the soft edge
-    image_HWC, alpha_HW            -> foreground -> foreground_HWC      the person without the old background
+    image_HWC, alpha_HW            -> cutout   -> cutout_HWC (RGBA)     the person without the old background
 
 All uint8 at the border, float32 in [0, 1] inside. A small alpha is the photo's, squashed the way training squashes it.
 Knows no network and no files.
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from matting import images
 from matting.images import Pixels
 
 Floats = NDArray[np.float32]
@@ -39,7 +38,7 @@ _NOISE = 0.03
 _CUBIC = 2
 _LINEAR = 1
 
-# `foreground`: sides of the pyramid's ends in pixels, and how firmly the layers around a pixel bind its own.
+# `cutout`: sides of the pyramid's ends in pixels, and how firmly the layers around a pixel bind its own.
 _FINEST = 96
 _COARSEST = 8
 _TIE = 0.05
@@ -120,20 +119,20 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
     return _to_pixels(moved_HW.add_(torch.from_numpy(alpha_HW)).clamp_(0, 1).numpy())
 
 
-def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
-    """The person's own colours, so that a cutout on a new background shows no rim of the old one.
+def cutout(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
+    """The person in their own colours, which show no rim of the old background on a new one.
 
     From the coarsest level of a pyramid to the finest, foreground f and background b are smoothed, each weighted by
     its own opacity, and then moved to explain the photo: image = alpha f + (1 - alpha) b. The photo's own resolution
     gets only the last of these steps, in its soft pixels. Opaque pixels keep the photo's colour exactly; transparent
-    ones get the smooth colour of the person nearby, so that the cutout can be scaled without a rim.
+    ones get the smooth colour of the person nearby, so that the cutout can be scaled without a rim, too.
 
     Args:
         image_HWC: uint8 RGB.
         alpha_HW: uint8 of the same size, 255 is opaque.
 
     Returns:
-        uint8 RGB of shape (H, W, 3).
+        uint8 RGBA of shape (H, W, 4): colours not multiplied by alpha, and alpha_HW as it is.
 
     Raises:
         ValueError: sizes that differ.
@@ -159,14 +158,17 @@ def foreground(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
         for _ in range(2 if level else 8):  # the coarsest starts from two layers that are alike
             layers = _explain(image, _shares(alpha), _mean_around(layers, _shares(alpha)))
 
-    smooth_HWC = images.resize(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
-    foreground_HWC = np.where((alpha_HW >= 128)[..., None], image_HWC, smooth_HWC)
+    smooth_HWC = squash(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
+    picture = Image.fromarray(image_HWC)  # Pillow keeps four bytes a pixel of RGB too, and copies them at once
+    picture.paste(Image.fromarray(np.ascontiguousarray(smooth_HWC)), mask=Image.fromarray(alpha_HW < 128))
+    picture.putalpha(Image.fromarray(alpha_HW))
+    cutout_HWC = np.array(picture)
     opacity_HW = _to_floats(alpha_HW)
     soft = _soft_pixels(opacity_HW)
     layers = _at(layers, _grid(soft, width, height))
     layers = _explain(_at_places(image_HWC, soft), _shares(_column(opacity_HW, soft)), layers)
-    foreground_HWC.reshape(-1, 3)[soft] = _to_pixels(layers[0, :, 0].T.numpy())
-    return foreground_HWC
+    cutout_HWC.reshape(-1, 4)[soft, :3] = _to_pixels(layers[0, :, 0].T.numpy())
+    return cutout_HWC
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:

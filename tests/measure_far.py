@@ -16,7 +16,7 @@ from matting.collection import Example, PairOptions, open_pairs
 from matting.images import Pixels
 from matting.metrics import batch_metrics
 from matting.predictor import Predictor
-from matting.refine import foreground
+from matting.refine import cutout
 
 SHARES = (1.0, 0.8, 0.6, 0.45, 0.3)  # of each side of the picture that the pair's photo takes
 
@@ -35,7 +35,7 @@ def compose(example: Example, share: float, scene_HWC: Pixels, draw: np.random.G
     place = slice(rows - height, rows), slice(left, left + width)
     alpha_HW[place] = example.alpha
     opacity_HW1 = example.alpha[..., None] / 255
-    person_HWC = foreground(example.image, example.alpha)
+    person_HWC = cutout(example.image, example.alpha)[..., :3]
     image_HWC[place] = opacity_HW1 * person_HWC + (1 - opacity_HW1) * image_HWC[place]
     return np.rint(image_HWC).astype(np.uint8), alpha_HW
 

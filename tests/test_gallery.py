@@ -32,7 +32,8 @@ HOSTILE = [
 
 def card(key="a/b.jpg", group="sample", number=0, width=40, height=60):
     image, alpha = draw_person(0, number, width, height)
-    return Card(key, group, {"size": f"{width}×{height}", "coverage": alpha.mean() / 255}, image, alpha, image)
+    facts = {"size": f"{width}×{height}", "coverage": alpha.mean() / 255}
+    return Card(key, group, facts, image, alpha, np.dstack([image, alpha]))
 
 
 def failed(key, image=None):
@@ -102,7 +103,7 @@ def test_pictures_are_those_of_the_card():
     assert np.abs(np.asarray(photo).astype(int) - shown.image_HWC).mean() < 4
     assert np.abs(np.asarray(alpha)[..., 0].astype(int) - shown.alpha_HW).mean() < 1
     opaque = shown.alpha_HW == 255
-    assert np.abs(np.asarray(cutout)[opaque, :3].astype(int) - shown.foreground_HWC[opaque]).mean() < 6
+    assert np.abs(np.asarray(cutout)[opaque, :3].astype(int) - shown.cutout_HWC[opaque, :3]).mean() < 6
 
 
 @pytest.mark.parametrize(("width", "height", "size"), [(400, 640, (200, 320)), (900, 2, (320, 1)), (1, 1, (1, 1))])

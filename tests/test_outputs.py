@@ -18,7 +18,7 @@ from matting.outputs import Outputs, Settings
 from matting.photos import find_photos
 from matting.predictions import read_matte
 from matting.predictor import Network, Predictor
-from matting.refine import foreground
+from matting.refine import cutout
 from matting.synthetic import draw_person
 from matting.unet import UNet, UNetConfig
 
@@ -90,10 +90,10 @@ def test_leaves_a_matte_a_cutout_and_a_row_for_each_photo(predictor: Predictor, 
         image = images.decode_image((photos / key).read_bytes())
         (expected,) = predictor.alphas([image])  # one photo at a time
         alpha = np.array(Image.open(output / f"alpha/{key}.png"))
-        cutout = np.array(Image.open(output / f"cutout/{key}.png"))
+        found = np.array(Image.open(output / f"cutout/{key}.png"))
         assert alpha.shape == (height, width)
         np.testing.assert_array_equal(alpha, expected)
-        np.testing.assert_array_equal(cutout, np.dstack([foreground(image, expected), expected]))
+        np.testing.assert_array_equal(found, cutout(image, expected))
         row = rows[key]
         assert (row["status"], row["error"], row["width"], row["height"]) == ("done", None, width, height)
         assert row["coverage"] == pytest.approx(expected.mean() / 255, abs=1e-6)
@@ -108,9 +108,9 @@ def test_a_cutout_as_webp_keeps_its_alpha_exactly(predictor: Predictor, photos: 
     for key in SIZES:
         image = images.decode_image((photos / key).read_bytes())
         (expected,) = predictor.alphas([image])
-        cutout = Image.open(tmp_path / f"cutout/{key}.webp")
-        assert cutout.format == "WEBP"
-        np.testing.assert_array_equal(np.array(cutout.convert("RGBA").getchannel("A")), expected)
+        found = Image.open(tmp_path / f"cutout/{key}.webp")
+        assert found.format == "WEBP"
+        np.testing.assert_array_equal(np.array(found.convert("RGBA").getchannel("A")), expected)
 
 
 def test_a_large_jpeg_has_one_alpha_whatever_is_written(predictor: Predictor, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_large_jpeg_has_one_alpha_whatever_is_written(predictor: Predictor, tm
     np.testing.assert_array_equal(alone, both)
     (expected,) = predictor.alphas([whole])
     assert np.abs(alone.astype(int) - expected).mean() < 1
-    cutout = np.array(Image.open(tmp_path / "both/cutout/a.jpg.png"))
-    np.testing.assert_array_equal(cutout, np.dstack([foreground(whole, alone), alone]))
+    found = np.array(Image.open(tmp_path / "both/cutout/a.jpg.png"))
+    np.testing.assert_array_equal(found, cutout(whole, alone))
 
 
 def test_a_table_holds_the_same_bytes_as_files(predictor: Predictor, photos: Path, tmp_path: Path) -> None:

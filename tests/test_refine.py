@@ -1,4 +1,4 @@
-"""Alphas at full size and foreground colours: against a slow reference, and for what they are there for."""
+"""Alphas at full size and cutouts: against a slow reference, and for what they are there for."""
 
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def test_on_real_mattes_and_blurred_ones_guided_beats_upsample_beats_bicubic(blu
     assert guided < 0.98 * upsampled < 0.8 * plain
 
 
-def test_foreground_gives_a_cutout_without_the_old_background():
+def test_a_cutout_is_without_the_old_background():
     alpha = disc(240, 320, softness=12)
     front, back = textured((200, 150, 120), alpha.shape, 6), textured((20, 160, 40), alpha.shape, 7)
     image = mixed(front, back, alpha)
@@ -153,27 +153,28 @@ def test_foreground_gives_a_cutout_without_the_old_background():
     truth = mixed(front, new_back, alpha).astype(int)
     soft = (alpha > 0) & (alpha < 255)
     naive = np.abs(mixed(image, new_back, alpha) - truth)[soft].mean()
-    ours = np.abs(mixed(refine.foreground(image, alpha), new_back, alpha) - truth)[soft].mean()
+    ours = np.abs(mixed(refine.cutout(image, alpha)[..., :3], new_back, alpha) - truth)[soft].mean()
     assert ours < 0.25 * naive
 
 
-def test_foreground_keeps_opaque_pixels_and_carries_their_colour_into_transparent_ones():
+def test_a_cutout_keeps_opaque_pixels_and_carries_their_colour_into_transparent_ones():
     alpha = disc(240, 320, softness=6)
     image = mixed(np.array([200, 150, 120]), np.array([20, 160, 40]), alpha)
-    foreground = refine.foreground(image, alpha)
-    assert (foreground[alpha == 255] == image[alpha == 255]).all()
-    assert np.abs(foreground.astype(int) - [200, 150, 120]).max() <= 6
+    colours, opacity = np.split(refine.cutout(image, alpha), [3], axis=2)
+    assert (opacity[..., 0] == alpha).all()
+    assert (colours[alpha == 255] == image[alpha == 255]).all()
+    assert np.abs(colours.astype(int) - [200, 150, 120]).max() <= 6
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
-def test_foreground_of_any_size_and_any_alpha(width, height, seed):
+def test_a_cutout_of_any_size_and_any_alpha(width, height, seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     alpha = rng.choice(np.array([0, 100, 255], np.uint8), (height, width))
-    foreground = refine.foreground(image, alpha)
-    assert foreground.shape == image.shape
-    assert (foreground[alpha == 255] == image[alpha == 255]).all()
+    cutout = refine.cutout(image, alpha)
+    assert (cutout[..., 3] == alpha).all()
+    assert (cutout[alpha == 255, :3] == image[alpha == 255]).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 20_000), (20_000, 10), (1, 300)])
@@ -181,9 +182,9 @@ def test_extreme_shapes(width, height):
     image = np.random.default_rng(8).integers(0, 256, (height, width, 3), np.uint8)
     alpha = refine.guided(disc(128, 128, softness=4), image, width, height)
     assert alpha.shape == (height, width)
-    assert refine.foreground(image, alpha).shape == (height, width, 3)
+    assert refine.cutout(image, alpha).shape == (height, width, 4)
 
 
-def test_foreground_wants_the_alpha_at_the_photos_size():
+def test_a_cutout_wants_the_alpha_at_the_photos_size():
     with pytest.raises(ValueError, match=r"alpha is \(128, 128\), its image \(320, 240\)"):
-        refine.foreground(np.zeros((320, 240, 3), np.uint8), np.zeros((128, 128), np.uint8))
+        refine.cutout(np.zeros((320, 240, 3), np.uint8), np.zeros((128, 128), np.uint8))
