@@ -77,7 +77,7 @@ class TrainConfig(MaterialOptions):
 
     output: str = "runs"
     name: str | None = None
-    recipe: Literal["seed", "matting", "quickstart"] | None = None
+    recipe: Literal["seed", "matting", "night", "quickstart"] | None = None
     width: int = 32
     depth: int = 3
     max_width: int = 1024

@@ -162,7 +162,7 @@ def opening_comment(path: Path) -> str:
 
 
 def test_there_are_recipes() -> None:
-    assert {"seed", "matting", "quickstart"} <= {path.stem for path in RECIPES}
+    assert {"seed", "matting", "night", "quickstart"} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
