@@ -1,7 +1,8 @@
-"""Actors that carry what workers have to say: lines and progress for the console, pairs that could not be decoded.
+"""The actor that carries what a training's processes have to say: lines and progress for the console, and pairs that
+could not be decoded.
 
-Each is a process of its own, whose start costs what this module imports, and what the modules of its messages do:
-nothing but Ray.
+It is one process, since each of Ray's takes time to start and some of a core while idle. Its start costs what this
+module imports, and what the modules of its messages do: nothing but Ray.
 """
 
 import asyncio
@@ -25,31 +26,24 @@ class Done:
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Messages, in the order in which they come."""
+    """Messages, in the order in which they come; and what could not be decoded, over all tasks."""
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._reasons: dict[str, str] = {}
 
     async def put(self, message: Any) -> None:
-        """Add one."""
+        """Add a message."""
         self._messages.put_nowait(message)
 
     async def get(self) -> Any:
-        """Wait for the next one, and take it away."""
+        """Wait for the next message, and take it away."""
         return await self._messages.get()
 
-
-@ray.remote(num_cpus=0)
-class Rejected:
-    """What could not be decoded, over all tasks. A task that is repeated reports the same again: no matter."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, str] = {}
-
-    def add(self, reasons: Mapping[str, str]) -> None:
-        """Reasons by key."""
+    async def reject(self, reasons: Mapping[str, str]) -> None:
+        """Add reasons by key. A task that is repeated tells the same again: no matter."""
         self._reasons.update(reasons)
 
-    def all(self) -> dict[str, str]:
-        """Reasons by key, sorted by key."""
+    async def rejected(self) -> dict[str, str]:
+        """All reasons by key, sorted by key."""
         return dict(sorted(self._reasons.items()))

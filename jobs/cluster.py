@@ -199,9 +199,9 @@ class Console:
 class SharedConsole(Console):
     """One that workers can be sent, who then :meth:`say` something, tell of :meth:`progress`, send figures."""
 
-    def __init__(self, mailbox: Any = None) -> None:
+    def __init__(self, mailbox: "ray.actor.ActorHandle[Mailbox]") -> None:
         super().__init__()
-        self._mailbox = mailbox or Mailbox.options(scheduling_strategy=here()).remote()
+        self._mailbox = mailbox
 
     def __enter__(self) -> "SharedConsole":
         self._thread = threading.Thread(target=self._listen, daemon=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray.data
 
 from jobs import cluster, streams
-from jobs.actors import Rejected
+from jobs.actors import Mailbox
 from jobs.config import ConfigError
 from matting import backgrounds
 from matting.collection import DataError, PairOptions, Pairs, Rows, digest, open_pairs
@@ -101,7 +101,7 @@ def make_datasets(
     options: MaterialOptions,
     material: Material,
     epochs_done: Callable[[], int],
-    rejected: "ray.actor.ActorHandle[Rejected]",
+    mailbox: "ray.actor.ActorHandle[Mailbox]",
     console: cluster.SharedConsole,
 ) -> dict[str, Any]:
     """What the workers read, decoded and kept if it fits.
@@ -110,7 +110,7 @@ def make_datasets(
         options: how to read it.
         material: that is read.
         epochs_done: asked, by whichever process starts a group of workers, where the run has come to.
-        rejected: told what cannot be decoded.
+        mailbox: told what cannot be decoded.
         console: told whether decoded pairs are kept.
     """
     numbers = material.numbers
@@ -121,12 +121,12 @@ def make_datasets(
         if fits:
             first = np.concatenate(streams.epoch_order(numbers, options.seed, epochs_done(), 0))
             rows = {
-                "train": streams.cache(rows["train"], options.size, rejected, first),
-                "val": streams.cache(rows["val"], options.size, rejected),
+                "train": streams.cache(rows["train"], options.size, mailbox, first),
+                "val": streams.cache(rows["val"], options.size, mailbox),
             }
     return {
-        "train": partial(train_dataset, options, rows["train"], numbers, epochs_done, rejected),
-        "val": streams.in_order(rows["val"], options.size, rejected),
+        "train": partial(train_dataset, options, rows["train"], numbers, epochs_done, mailbox),
+        "val": streams.in_order(rows["val"], options.size, mailbox),
     }
 
 
@@ -135,7 +135,7 @@ def train_dataset(
     rows: Rows,
     numbers: np.ndarray,
     epochs_done: Callable[[], int],
-    rejected: "ray.actor.ActorHandle[Rejected]",
+    mailbox: "ray.actor.ActorHandle[Mailbox]",
 ) -> ray.data.Dataset:
     """The epochs from the one after the last checkpoint; asked for whenever a group of workers starts."""
-    return streams.epochs(rows, numbers, options.size, options.seed, epochs_done(), rejected)
+    return streams.epochs(rows, numbers, options.size, options.seed, epochs_done(), mailbox)

@@ -8,7 +8,7 @@
 
 A dataset's rows are key, image uint8 (S, S, 3) and alpha uint8 (S, S). The order of an epoch follows from the seed and
 the epoch's number alone, whether rows are cached or decoded anew. A pair that cannot be decoded is reported to
-`actors.Rejected` by key and reason, and left out. Knows no model.
+`actors.Mailbox` by key and reason, and left out. Knows no model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from ray.data import Dataset, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from jobs.actors import Rejected
+from jobs.actors import Mailbox
 from matting.backgrounds import decode as decode_backgrounds
 from matting.collection import Example, Rows
 
@@ -58,7 +58,7 @@ class CachedRows:
 
 
 def cache(
-    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", first: np.ndarray | None = None
+    rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]", first: np.ndarray | None = None
 ) -> CachedRows:
     """Decode the rows once, in parallel, and keep them in the object store, as uint8 at training size.
 
@@ -68,7 +68,7 @@ def cache(
     Args:
         rows: to be decoded.
         size: in pixels a side.
-        rejected: told what cannot be decoded.
+        mailbox: told what cannot be decoded.
         first: row numbers in the order in which they will be read first.
     """
     numbers = np.arange(len(rows))
@@ -76,41 +76,41 @@ def cache(
     refs: dict[int, ray.ObjectRef] = {}
     for block in dict.fromkeys(blocks[first].tolist() if first is not None else blocks.tolist()):
         piece = numbers[block * TASK_ROWS : (block + 1) * TASK_ROWS]
-        refs[block] = decoded.remote(rows.take(piece), size, rejected)
+        refs[block] = decoded.remote(rows.take(piece), size, mailbox)
     return CachedRows([refs[block] for block in sorted(refs)], blocks, numbers % TASK_ROWS)
 
 
 @ray.remote(num_cpus=READ_CPUS, max_retries=-1)
-def decoded(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> dict[str, np.ndarray]:
+def decoded(rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> dict[str, np.ndarray]:
     """A block of the cache: columns key, image, alpha, error."""
-    (block,) = columns_of(rows, size, rejected, keep_rejected=True)
+    (block,) = columns_of(rows, size, mailbox, keep_rejected=True)
     return block
 
 
-def backgrounds(rows: pa.Table, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> list[ray.ObjectRef]:
+def backgrounds(rows: pa.Table, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> list[ray.ObjectRef]:
     """Decode photos without people in parallel, once; returns at once.
 
     Args:
         rows: as :func:`matting.backgrounds.choose` gives them.
         size: in pixels a side.
-        rejected: told what cannot be decoded.
+        mailbox: told what cannot be decoded.
 
     Returns:
         Of arrays (N, size, size, 3), uint8; together they hold each photo that could be decoded.
     """
     numbers = np.arange(len(rows))
     return [  # of rows copied, as a slice would travel with all of the table
-        decoded_backgrounds.remote(rows.take(numbers[start : start + TASK_ROWS]), size, rejected)
+        decoded_backgrounds.remote(rows.take(numbers[start : start + TASK_ROWS]), size, mailbox)
         for start in range(0, len(rows), TASK_ROWS)
     ]
 
 
 @ray.remote(num_cpus=READ_CPUS, max_retries=-1)
-def decoded_backgrounds(rows: pa.Table, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> np.ndarray:
+def decoded_backgrounds(rows: pa.Table, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> np.ndarray:
     """Some of them."""
     pictures, reasons = decode_backgrounds(rows, size)
     if reasons:
-        ray.get(rejected.add.remote(reasons))
+        ray.get(mailbox.reject.remote(reasons))
     return pictures
 
 
@@ -131,16 +131,16 @@ def epochs(
     size: int,
     seed: int,
     first_epoch: int,
-    rejected: "ray.actor.ActorHandle[Rejected]",
+    mailbox: "ray.actor.ActorHandle[Mailbox]",
 ) -> Dataset:
     """A dataset of the rows of these numbers, whose first execution is epoch ``first_epoch``, its second the next, and
     so on."""
-    return dataset(PairSource(rows, size, rejected, order=partial(epoch_order, numbers, seed, first_epoch)))
+    return dataset(PairSource(rows, size, mailbox, order=partial(epoch_order, numbers, seed, first_epoch)))
 
 
-def in_order(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Dataset:
+def in_order(rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> Dataset:
     """A dataset of every row once, in order."""
-    return dataset(PairSource(rows, size, rejected, order=None))
+    return dataset(PairSource(rows, size, mailbox, order=None))
 
 
 def dataset(source: "PairSource") -> Dataset:
@@ -179,7 +179,7 @@ class PairSource(Datasource):
     Args:
         rows: what to read.
         size: of the decoded pictures.
-        rejected: told what cannot be decoded.
+        mailbox: told what cannot be decoded.
         order: from the number of the execution to row numbers; None for every row in order.
     """
 
@@ -187,11 +187,11 @@ class PairSource(Datasource):
         self,
         rows: Rows,
         size: int,
-        rejected: "ray.actor.ActorHandle[Rejected]",
+        mailbox: "ray.actor.ActorHandle[Mailbox]",
         order: Callable[[int], list[np.ndarray]] | None,
     ) -> None:
         super().__init__()
-        self._rows, self._size, self._rejected, self._order = rows, size, rejected, order
+        self._rows, self._size, self._mailbox, self._order = rows, size, mailbox, order
 
     def get_name(self) -> str:
         return "Pairs"
@@ -218,21 +218,21 @@ class PairSource(Datasource):
         metadata = BlockMetadata(
             num_rows=len(indices), size_bytes=len(indices) * self._row_bytes(), input_files=None, exec_stats=None
         )
-        read = partial(read_blocks, self._rows.take(indices), self._size, self._rejected)
+        read = partial(read_blocks, self._rows.take(indices), self._size, self._mailbox)
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
 
     def _row_bytes(self) -> int:
         return self._size * self._size * 4
 
 
-def read_blocks(rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]") -> Iterator[Block]:
+def read_blocks(rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> Iterator[Block]:
     """Decode rows into blocks; runs in a task."""
-    for columns in columns_of(rows, size, rejected, keep_rejected=False):
+    for columns in columns_of(rows, size, mailbox, keep_rejected=False):
         yield BlockAccessor.batch_to_block({name: columns[name] for name in ("key", "image", "alpha")})
 
 
 def columns_of(
-    rows: Rows, size: int, rejected: "ray.actor.ActorHandle[Rejected]", keep_rejected: bool
+    rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]", keep_rejected: bool
 ) -> Iterator[dict[str, np.ndarray]]:
     """Rows decoded, ``TASK_ROWS`` at a time, as columns key, image, alpha and error. The rejected ones are left out, or
     blank but for their error."""
@@ -241,7 +241,7 @@ def columns_of(
     while some := list(islice(examples, TASK_ROWS)):
         reasons = {example.key: example.error for example in some if example.error}
         if reasons:
-            ray.get(rejected.add.remote(reasons))
+            ray.get(mailbox.reject.remote(reasons))
         kept = [example for example in some if keep_rejected or not example.error]
         if kept:
             yield {

@@ -30,7 +30,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from jobs import cluster, config, streams, tracking
-from jobs.actors import Rejected
+from jobs.actors import Mailbox
 from jobs.config import ConfigError
 from jobs.material import Material, make_datasets, open_material
 from jobs.recipe import TrainConfig, presets
@@ -74,11 +74,11 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
             finish(options, material, folder)
         return
     use_gpu = start_cluster(options)
-    rejected = Rejected.options(scheduling_strategy=cluster.here()).remote()
-    with cluster.SharedConsole() as console:
+    mailbox = Mailbox.options(scheduling_strategy=cluster.here()).remote()
+    with cluster.SharedConsole(mailbox) as console:
         pictures = None
         if material.backgrounds is not None:
-            pictures = streams.backgrounds(material.backgrounds, options.size, rejected)
+            pictures = streams.backgrounds(material.backgrounds, options.size, mailbox)
         assignment = Assignment(
             options=options,
             kind_of_trainer=kind_of_trainer,
@@ -95,11 +95,11 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
             total=material.total,
             val_keys=pairs.keys["val"],
             backgrounds=pictures,
-            rejected=rejected,
+            mailbox=mailbox,
             console=console,
             ray_up=time.time(),
         )
-        failure = fit(assignment, make_datasets(options, material, folder.epochs_done, rejected, console), use_gpu)
+        failure = fit(assignment, make_datasets(options, material, folder.epochs_done, mailbox, console), use_gpu)
     if failure:
         raise cluster.JobError(failure)
     finish(options, material, folder)

@@ -19,7 +19,7 @@ import torch
 from ray.train.torch import get_device
 
 from jobs import streams
-from jobs.actors import Rejected
+from jobs.actors import Mailbox
 from jobs.cluster import SharedConsole
 from jobs.recipe import TrainConfig
 from jobs.runs import Recorder, RunFolder
@@ -42,7 +42,7 @@ class Assignment:
     total: int  # of all that is decoded
     val_keys: Sequence[str]
     backgrounds: Sequence["ray.ObjectRef[np.ndarray]"] | None
-    rejected: "ray.actor.ActorHandle[Rejected]"
+    mailbox: "ray.actor.ActorHandle[Mailbox]"
     console: SharedConsole
     ray_up: float  # when the cluster was there, in seconds since the epoch
 
@@ -76,7 +76,7 @@ def train_worker(config: dict[str, Assignment]) -> str:
             return str(error)
         val_shard = val_shard or ray.train.get_dataset_shard("val")  # by a process that the first batch need not await
         scores = trainer.validate(streams.batches(val_shard, options.batch))
-        rejections = ray.get(work.rejected.all.remote())
+        rejections = ray.get(work.mailbox.rejected.remote())
         if failure := what_failed(work, epoch, scores, rejections):
             return failure
         means = {f"val_{name}": value for name, value in mean_scores(scores).items()}

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from jobs import streams
-from jobs.actors import Rejected
+from jobs.actors import Mailbox
 from matting.collection import PairOptions, Rows, open_pairs
 from tests.drawing import write_folders
 
@@ -33,7 +33,7 @@ def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[li
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> None:
     numbers = np.arange(len(drawn))
-    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, rejected=Rejected.remote())
+    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, mailbox=Mailbox.remote())
     keys = [example.key for example in drawn.examples(8)]
     for execution, seen in enumerate(passes(dataset, 3)):
         assert seen == [keys[place] for place in np.concatenate(streams.epoch_order(numbers, 0, 0, execution))]
@@ -41,7 +41,7 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> N
 
 def test_rows_come_as_often_as_their_numbers(drawn: Rows) -> None:
     numbers = np.array([3, 5, 7, 5, 3, 5])
-    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, rejected=Rejected.remote())
+    dataset = streams.epochs(drawn, numbers, SIZE, seed=0, first_epoch=0, mailbox=Mailbox.remote())
     keys = [example.key for example in drawn.examples(8)]
     (seen,) = passes(dataset, 1, batch=1)
     assert Counter(seen) == {keys[3]: 2, keys[5]: 3, keys[7]: 1}
@@ -58,11 +58,11 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
 
 
 def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
-    rejected = Rejected.remote()
-    cached = streams.cache(drawn, SIZE, rejected, first=np.arange(len(drawn))[::-1])
+    mailbox = Mailbox.remote()
+    cached = streams.cache(drawn, SIZE, mailbox, first=np.arange(len(drawn))[::-1])
     assert len(cached) == len(drawn)
     for rows in (drawn, cached):
-        (shard,) = streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, rejected).streaming_split(1, equal=True)
+        (shard,) = streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, mailbox).streaming_split(1, equal=True)
         found = list(streams.batches(shard, 32))
         if rows is drawn:
             expected = found
@@ -73,7 +73,7 @@ def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
 
 def test_rows_hold_what_the_collection_holds(drawn: Rows) -> None:
     some = drawn.take(np.arange(5))
-    (shard,) = streams.in_order(some, SIZE, Rejected.remote()).streaming_split(1)
+    (shard,) = streams.in_order(some, SIZE, Mailbox.remote()).streaming_split(1)
     (batch,) = streams.batches(shard, 8)
     for number, example in enumerate(some.examples(SIZE)):
         assert batch["key"][number] == example.key
@@ -87,11 +87,11 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, kept: bool) -> None:
     (tmp_path / "images/person-003.png").write_bytes(b"")
     (tmp_path / "mattes/person-011.png").write_bytes(b"<html>not found</html>")
     rows = open_pairs(str(tmp_path), PairOptions()).splits["train"]
-    rejected = Rejected.remote()
+    mailbox = Mailbox.remote()
     if kept:
-        rows = streams.cache(rows, SIZE, rejected)
-    orders = list(passes(streams.epochs(rows, np.arange(len(rows)), SIZE, 0, 0, rejected), 2))
-    reasons = ray.get(rejected.all.remote())
+        rows = streams.cache(rows, SIZE, mailbox)
+    orders = list(passes(streams.epochs(rows, np.arange(len(rows)), SIZE, 0, 0, mailbox), 2))
+    reasons = ray.get(mailbox.rejected.remote())
     assert set(reasons) <= {"images/person-003.png", "images/person-011.png"}
     assert reasons
     assert all(reasons.values())
