@@ -3,6 +3,7 @@
     cache        rows, decoded once into the object store  -> rows that are or will be there
     epochs       rows, their numbers, seed                 -> Dataset whose every execution is the next epoch
     in_order     rows                                      -> Dataset of every row once
+    shares       such a dataset                            -> a shard for each worker
     batches      a worker's shard of such a dataset        -> numpy batches for matting.training
     backgrounds  photos without people                     -> the same, decoded, in the object store
 
@@ -152,6 +153,20 @@ def dataset(source: "PairSource") -> Dataset:
     read.context.print_on_execution_start = False
     read.context.raise_original_map_exception = True  # whose message is for the user
     return read
+
+
+def shares(dataset: Dataset, workers: int, equal: bool) -> Sequence[ray.data.DataIterator]:
+    """A shard for each worker.
+
+    A lone worker reads the dataset itself: giving out shares takes a process for each dataset, which the first batch
+    would wait for.
+
+    Args:
+        dataset: to be shared.
+        workers: that share it.
+        equal: leave out the rows that some workers would have more than others.
+    """
+    return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=equal)
 
 
 def batches(shard: ray.data.DataIterator, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
     1. options (jobs/recipe.py); names and splits           driver
     2. decode to uint8 at training size, keep if it fits;   tasks of Ray Data
        and photos without people, with --backgrounds
-    3. shuffled epochs, by streaming_split                  tasks -> workers
+    3. shuffled epochs, in shares                           tasks -> workers
     4. batch -> augment -> network -> step; validate        workers (jobs/worker.py, matting.training)
     5. after every epoch: checkpoint, metrics, events       the first worker -> the run folder (jobs/runs.py)
     6. the page, from the best checkpoint                   driver
@@ -120,14 +120,20 @@ class Shards(ray.train.DataConfig):
         super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
 
     def configure(
-        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        *args: Any,  # noqa: ARG002 - where the workers are
+        **kwargs: Any,  # noqa: ARG002
     ) -> list[dict[str, ray.data.DataIterator]]:
         """One iterator a worker for each dataset."""
-        if "val" not in datasets:
-            return super().configure(datasets, world_size, *args, **kwargs)
-        dataset = datasets["val"].copy(datasets["val"])
-        dataset.context.execution_options = self._resolve_execution_options("val")
-        return [{"val": shard} for shard in dataset.streaming_split(world_size, equal=False)]
+        shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for name, original in datasets.items():
+            dataset = original.copy(original)
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            for shard, share in zip(shards, streams.shares(dataset, world_size, name == "train"), strict=True):
+                shard[name] = share
+        return shards
 
 
 def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:

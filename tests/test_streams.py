@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,15 @@ def drawn() -> Rows:
 
 
 def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[list[str]]:
-    """The keys of so many passes, as a worker would see them."""
-    (shard,) = dataset.streaming_split(1, equal=True)
+    """The keys of so many passes, as a lone worker would see them."""
+    (shard,) = streams.shares(dataset, 1, equal=True)
     for _ in range(count):
-        yield [key for part in streams.batches(shard, batch) for key in part["key"]]
+        yield keys_of(shard, batch)
+
+
+def keys_of(shard: ray.data.DataIterator, batch: int) -> list[str]:
+    """The keys of one pass."""
+    return [key for part in streams.batches(shard, batch) for key in part["key"]]
 
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> None:
@@ -37,6 +43,18 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own(drawn: Rows) -> N
     keys = [example.key for example in drawn.examples(8)]
     for execution, seen in enumerate(passes(dataset, 3)):
         assert seen == [keys[place] for place in np.concatenate(streams.epoch_order(numbers, 0, 0, execution))]
+
+
+def test_two_workers_share_every_epoch(drawn: Rows) -> None:
+    rows = drawn.take(np.arange(131))
+    dataset = streams.epochs(rows, np.arange(131), SIZE, seed=0, first_epoch=0, mailbox=Mailbox.remote())
+    for equal, shared in ((True, 130), (False, 131)):
+        shards = streams.shares(dataset, 2, equal)
+        with ThreadPoolExecutor(2) as workers:
+            for _ in range(2):
+                one, other = workers.map(keys_of, shards, (8, 8))
+                assert len({*one, *other}) == len(one) + len(other) == shared
+                assert len(one) == len(other) or not equal
 
 
 def test_rows_come_as_often_as_their_numbers(drawn: Rows) -> None:
@@ -62,7 +80,7 @@ def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
     cached = streams.cache(drawn, SIZE, mailbox, first=np.arange(len(drawn))[::-1])
     assert len(cached) == len(drawn)
     for rows in (drawn, cached):
-        (shard,) = streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, mailbox).streaming_split(1, equal=True)
+        (shard,) = streams.shares(streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, mailbox), 1, equal=True)
         found = list(streams.batches(shard, 32))
         if rows is drawn:
             expected = found
@@ -73,7 +91,7 @@ def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
 
 def test_rows_hold_what_the_collection_holds(drawn: Rows) -> None:
     some = drawn.take(np.arange(5))
-    (shard,) = streams.in_order(some, SIZE, Mailbox.remote()).streaming_split(1)
+    (shard,) = streams.shares(streams.in_order(some, SIZE, Mailbox.remote()), 1, equal=False)
     (batch,) = streams.batches(shard, 8)
     for number, example in enumerate(some.examples(SIZE)):
         assert batch["key"][number] == example.key
