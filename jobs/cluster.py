@@ -89,6 +89,11 @@ class Resources:
     seconds: float
 
 
+def is_own() -> bool:
+    """Whether :func:`start` has no cluster to join, and would start one on this machine."""
+    return "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
+
+
 def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
 
@@ -104,17 +109,17 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
         ClusterError: it does not fit.
     """
     began = time.monotonic()
+    own = is_own()
     if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     cores = os.cpu_count() or 1
-    is_own = not ray.is_initialized()
-    if is_own and cpus <= cores:
+    if own and cpus <= cores:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
-        # One logical core more than there are, for reading beside workers that hold them all.
-        # "local": not the cluster that somebody else started on this machine.
+        # "local": not the cluster that somebody else started on this machine. It has one logical core more than there
+        # are, for reading beside workers that hold them all.
         ray.init(
             address="local",
-            num_cpus=cores + 1,
+            num_cpus=cores + (cpus > 0),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
@@ -130,8 +135,8 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
         print(f"{shortage} Waiting for it to grow, at most {GROWTH_MINUTES} minutes.", flush=True)
         grow(cpus, reading, gpus, shortage)
         found = ray.cluster_resources()
-    cores = cores if is_own else int(found["CPU"])
-    return Resources(is_own, cores, int(found.get("GPU", 0)), time.monotonic() - began)
+    cores = cores if own else int(found["CPU"])
+    return Resources(own, cores, int(found.get("GPU", 0)), time.monotonic() - began)
 
 
 def grow(cpus: float, reading: float, gpus: float, shortage: str) -> None:

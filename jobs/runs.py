@@ -1,7 +1,8 @@
 """The run folder of a training: what was asked, how far it came, what to look at.
 
-    epoch-00001/ …              checkpoints: the last and the best few
+    epoch-00001/ …              checkpoints: the last and the best
     best/                       the best one's copy
+    progress.json               how far the run came, and the names of these two; other checkpoints do not count
     run.json                    command, configuration, data fingerprint; a run of the same name must agree with it
     metrics.jsonl               a row every few steps (train_loss) and one an epoch (val_*, speed)
     events/events.out.tfevents… the same for TensorBoard, a file an epoch
@@ -25,7 +26,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from ray.train import Checkpoint, Result
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -36,8 +36,8 @@ from jobs.config import ConfigError
 from matting import checkpoint, storage
 from matting.training import Epoch, Score, Step, Trainer
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of the checkpoints of a run
-EPOCH_METRICS = re.compile(r"epoch-\d+/metrics\.json")
+PROGRESS = "progress.json"
+CHECKPOINT = re.compile(r"epoch-\d+")
 SCORES = pa.schema([("key", pa.string()), *((name, pa.float64()) for name in Score._fields[1:])])
 LOSS_STEPS = 25  # between two points of the loss curve
 PUBLISH_SECONDS = 5.0  # between two reports of figures to the driver
@@ -73,11 +73,23 @@ class RunFolder:
         storage.write_bytes(place, content.encode())
 
     def progress(self) -> dict[str, Any]:
-        """What the last checkpoint that counts reported; empty before the first."""
-        if not storage.exists(storage.join(self.uri, SNAPSHOT)):
+        """What :meth:`count` wrote last; empty before the first checkpoint."""
+        place = storage.join(self.uri, PROGRESS)
+        if not storage.exists(place):
             return {}
-        filesystem, path = storage.filesystem(self.uri)
-        return Result.from_path(path, storage_filesystem=filesystem).metrics or {}
+        progress: dict[str, Any] = json.loads(storage.read_bytes(place))
+        return progress
+
+    def count(self, progress: Mapping[str, Any]) -> None:
+        """From here the run goes on: progress.json. Other checkpoints are removed, also what killed workers left.
+
+        Args:
+            progress: epochs, steps, seconds, best_mad; last and best, the names of two checkpoints.
+        """
+        storage.write_bytes(storage.join(self.uri, PROGRESS), (json.dumps(dict(progress), indent=2) + "\n").encode())
+        found = {file.key.partition("/")[0] for file in storage.list_files(self.uri)}
+        for name in sorted(filter(CHECKPOINT.fullmatch, found - {progress["last"], progress["best"]})):
+            storage.delete_folder(storage.join(self.uri, name))
 
     def epochs_done(self) -> int:
         """Of the last checkpoint that counts."""
@@ -100,20 +112,14 @@ class RunFolder:
         name = f"events/events.out.tfevents.{epoch:010d}"
         storage.write_bytes(storage.join(self.uri, name), encode_events(rows))
 
-    def restore_best(self, mad: float) -> None:
-        """Make best/ the checkpoint that scored so, if a kill came after its epoch and before the end of its upload."""
-        best = storage.join(self.uri, "best")
+    def restore_best(self) -> None:
+        """Make best/ the best checkpoint, if a kill came after its epoch and before the end of its upload."""
+        name = self.progress()["best"]
+        source, best = storage.join(self.uri, name), storage.join(self.uri, "best")
+        scored = checkpoint.load(source)
         there = checkpoint.load(best) if storage.exists(f"{best}/metrics.json") else None
-        epochs = [file.key.partition("/")[0] for file in storage.list_files(self.uri) if EPOCH_METRICS.match(file.key)]
-        for epoch in epochs:
-            folder = storage.join(self.uri, epoch)
-            scored = checkpoint.load(folder)
-            if scored.metrics["val_mad"] == mad:
-                if there is None or (there.identity, there.metrics) != (scored.identity, scored.metrics):
-                    checkpoint.copy(folder, best)
-                return
-        if there is None or there.metrics["val_mad"] != mad:
-            raise checkpoint.CheckpointError(f"{self.uri} has no checkpoint of validation MAD {mad}: was one removed?")
+        if there is None or (there.identity, there.metrics) != (scored.identity, scored.metrics):
+            checkpoint.copy(source, best)
 
     def write_rejected(self, reasons: Mapping[str, str]) -> None:
         """rejected.json."""
@@ -164,8 +170,9 @@ class Recorder:
         self._rows, self._console = rows, console
         self._ray_up: float | None = ray_up
         self._history = folder.history(trainer.steps)
-        if trainer.epochs:
-            folder.restore_best(trainer.best_mad)
+        self._best = folder.progress().get("best")
+        if self._best:
+            folder.restore_best()
         # One that computed with a second thread of its own would make more such threads than cores, and those of the
         # training step would sleep wherever they wait for one another: libgomp lets them spin only while there are not.
         self._uploads = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
@@ -199,12 +206,9 @@ class Recorder:
         means: dict[str, float],
         rejections: Mapping[str, str],
         is_best: bool,
-    ) -> Checkpoint:
-        """The epoch's row, its checkpoint, and best/ if it is.
-
-        Ray counts a checkpoint that is reported to it. A folder that a killed worker left half-written is not, and the
-        epoch's next try writes it again.
-        """
+    ) -> None:
+        """The epoch's row, its checkpoint, and best/ if it is; then the epoch counts. One that a kill cuts short before
+        is tried again."""
         trainer = self._trainer
         validating = trainer.seconds - self._seconds - epoch.seconds
         run = self._folder.name
@@ -232,11 +236,12 @@ class Recorder:
             f"IoU {means['val_iou']:.4f}, {speed:.1f} samples/s, waited {epoch.waiting:.1f} s for data, "
             f"{trainer.seconds / 60:.1f} min in all"
         )
-        place = storage.join(self._folder.uri, f"epoch-{trainer.epochs:05d}")
-        checkpoint.save(place, trainer.model, self._config, means, trainer.state())
+        last = f"epoch-{trainer.epochs:05d}"
+        checkpoint.save(storage.join(self._folder.uri, last), trainer.model, self._config, means, trainer.state())
+        self._best = last if is_best else self._best
+        progress = {name: getattr(trainer, name) for name in ("epochs", "steps", "seconds", "best_mad")}
+        self._folder.count({**progress, "last": last, "best": self._best})
         self._begin_epoch()
-        filesystem, path = storage.filesystem(place)
-        return Checkpoint(path, filesystem)
 
     def close(self) -> None:
         """Wait for what is on its way."""

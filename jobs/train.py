@@ -11,12 +11,12 @@
 Meanwhile the driver publishes what the first worker counts (jobs/telemetry.py), and tells MLflow, if asked
 (jobs/tracking.py).
 
-The run folder is <output>/<name>/: what jobs/runs.py describes, report.html, and Ray Train's own record. The same
-command goes on from the last checkpoint, or says that the run is finished.
+The run folder is <output>/<name>/: what jobs/runs.py describes, and report.html. The same command goes on from the
+last checkpoint, or says that the run is finished.
 
-When a worker or a node dies, or with --workers 1,4 others join, all begin again from the last checkpoint. An epoch is
-every training pair once, or as often as --repeats says, whatever the number of workers; how many steps that takes
-follows from it.
+Without a cluster to join, a lone worker is the driver itself. When one of several workers or its node dies, or with
+--workers 1,4 others join, all begin again from the last checkpoint. An epoch is every training pair once, or as often
+as --repeats says, whatever the number of workers; how many steps that takes follows from it.
 """
 
 import os
@@ -27,6 +27,7 @@ from typing import Any
 
 import ray.data
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from jobs import cluster, config, streams, tracking
@@ -73,7 +74,8 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
         if not storage.exists(storage.join(folder.uri, "report.html")):
             finish(options, material, folder)
         return
-    use_gpu = start_cluster(options)
+    in_driver = options.most_workers == 1 and cluster.is_own()
+    use_gpu = start_cluster(options, in_driver)
     mailbox = Mailbox.options(scheduling_strategy=cluster.here()).remote()
     with cluster.SharedConsole(mailbox) as console:
         pictures = None
@@ -95,21 +97,23 @@ def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_t
             total=material.total,
             val_keys=pairs.keys["val"],
             backgrounds=pictures,
+            use_gpu=use_gpu,
             mailbox=mailbox,
             console=console,
             ray_up=time.time(),
         )
-        failure = fit(assignment, make_datasets(options, material, folder.epochs_done, mailbox, console), use_gpu)
+        datasets = make_datasets(options, material, folder.epochs_done, mailbox, console)
+        failure = fit(assignment, datasets, scaling(options, use_gpu, in_driver))
     if failure:
         raise cluster.JobError(failure)
     finish(options, material, folder)
 
 
-def start_cluster(options: TrainConfig) -> bool:
+def start_cluster(options: TrainConfig, in_driver: bool) -> bool:
     """Join or start the cluster; whether to train on GPUs."""
     workers = options.fewest_workers
     wanted = workers if options.device == "gpu" else 0
-    found = cluster.start(workers, streams.READ_CPUS, wanted, f"{workers} workers")
+    found = cluster.start(0 if in_driver else workers, streams.READ_CPUS, wanted, f"{workers} workers")
     return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
 
 
@@ -136,8 +140,10 @@ class Shards(ray.train.DataConfig):
         return shards
 
 
-def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
+def scaling(options: TrainConfig, use_gpu: bool, in_driver: bool) -> ray.train.ScalingConfig:
     """A fixed number of workers, or as many as there is room for."""
+    if in_driver:  # what starts and watches a single worker on the same machine costs more than it gives
+        return ray.train.ScalingConfig(num_workers=0)
     if options.fewest_workers == options.most_workers:
         return ray.train.ScalingConfig(num_workers=options.fewest_workers, use_gpu=use_gpu)
     return ray.train.ScalingConfig(
@@ -148,7 +154,7 @@ def scaling(options: TrainConfig, use_gpu: bool) -> ray.train.ScalingConfig:
     )
 
 
-def fit(assignment: Assignment, datasets: dict[str, Any], use_gpu: bool) -> str:
+def fit(assignment: Assignment, datasets: dict[str, Any], workers: ray.train.ScalingConfig) -> str:
     """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
     # It tells workers of machines that are about to go, which no worker here asks; and it is one more process.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -157,22 +163,19 @@ def fit(assignment: Assignment, datasets: dict[str, Any], use_gpu: bool) -> str:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"assignment": assignment},
-        scaling_config=scaling(assignment.options, use_gpu),
+        scaling_config=workers,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_mad", checkpoint_score_order="min"
-            ),
         ),
         datasets=datasets,
         dataset_config=Shards(),
     )
     try:
         failure: str = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, RayError, storage.StorageError, checkpoint.CheckpointError) as error:
         causes = getattr(error, "worker_failures", {}).values() or [error]
         reason = str(next(iter(causes))).strip().splitlines()[-1]
         raise cluster.JobError(f"{reason} The same command goes on from the last checkpoint.") from error
@@ -183,7 +186,7 @@ def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
     """Make the page, and say where everything is."""
     pairs, taken = material.pairs, material.backgrounds
     progress, rejections, scores = folder.progress(), folder.rejected(), folder.scores()
-    folder.restore_best(progress["best_mad"])
+    folder.restore_best()
     best = checkpoint.load(storage.join(folder.uri, "best"))
     history = folder.history(progress["steps"])
     epochs = [row for row in history if "val_mad" in row]

@@ -1,6 +1,6 @@
 """The life of a training worker: epoch by epoch, from the last checkpoint to the end of the run.
 
-    Assignment -> train_worker, in every worker of Ray Train -> checkpoints, reports; what failed for good, or nothing
+    Assignment -> train_worker, in every worker of Ray Train -> checkpoints; what failed for good, or nothing
 
 All workers take the same steps and come to the same verdict on an epoch; the first of them also keeps the run folder.
 Knows no page.
@@ -9,7 +9,6 @@ Knows no page.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from jobs.runs import Recorder, RunFolder
 from matting import checkpoint, storage
 from matting.collection import too_many_rejected
 from matting.pairs import some
-from matting.training import Epoch, NonFiniteLoss, Plan, Score, Trainer, mean_scores
+from matting.training import Epoch, NonFiniteLoss, Plan, Score, Trainer, gather_over_workers, mean_scores
 from matting.unet import UNet
 
 
@@ -42,6 +41,7 @@ class Assignment:
     total: int  # of all that is decoded
     val_keys: Sequence[str]
     backgrounds: Sequence["ray.ObjectRef[np.ndarray]"] | None
+    use_gpu: bool
     mailbox: "ray.actor.ActorHandle[Mailbox]"
     console: SharedConsole
     ray_up: float  # when the cluster was there, in seconds since the epoch
@@ -82,13 +82,8 @@ def train_worker(config: dict[str, Assignment]) -> str:
         means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
         is_best = means["val_mad"] < trainer.best_mad
         trainer.best_mad = min(trainer.best_mad, means["val_mad"])
-        saved = recorder.epoch(epoch, scores, means, rejections, is_best) if recorder else None
-        progress = {name: getattr(trainer, name) for name in ("epochs", "steps", "seconds", "best_mad")}
-        ray.train.report(
-            {**progress, **means},
-            checkpoint=saved,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        if recorder:
+            recorder.epoch(epoch, scores, means, rejections, is_best)
     if recorder:
         recorder.close()
     return ""
@@ -103,9 +98,11 @@ def resumed(work: Assignment, pictures: np.ndarray | None) -> Trainer:
     """
     torch.manual_seed(work.options.seed)
     model = UNet(work.options.network())
-    trainer = work.kind_of_trainer(model, work.options.training(), get_device(), pictures)
-    if last := ray.train.get_checkpoint():
-        place = storage.join(work.folder.uri, Path(last.path).name)
+    device = get_device() if work.use_gpu else torch.device("cpu")
+    trainer = work.kind_of_trainer(model, work.options.training(), device, pictures)
+    progress = gather_over_workers([work.folder.progress()])[0]  # a file system may show some of them an older one
+    if progress:
+        place = storage.join(work.folder.uri, progress["last"])
         trainer.resume(checkpoint.load(place).model.state_dict(), checkpoint.load_train_state(place))
     return trainer
 

@@ -168,14 +168,13 @@ class Handler(fs.FileSystemHandler):  # type: ignore[misc]
     def create_dir(self, path: str, recursive: bool) -> None:
         """Nothing: a store has no folders."""
 
+    # What no job needs.
+
     def delete_dir(self, path: str) -> None:
-        for key, _, _ in attempt(f"s3://{path}", "list", lambda: list(list_files(path))):
-            self.delete_file(f"{path}/{key}")
+        raise NotImplementedError
 
     def delete_file(self, path: str) -> None:
-        attempt(f"s3://{path}", "delete", lambda: delete(path))
-
-    # What no job needs.
+        raise NotImplementedError
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
         raise NotImplementedError

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -213,6 +214,22 @@ def delete(uri: str) -> None:
                 remote.rm_file(remote_path)
 
     attempt(uri, "delete", remove)
+
+
+def delete_folder(uri: str) -> None:
+    """Removes a folder and all that is in it; one that is not there is no error. Raises StorageError."""
+    scheme, path = _split(uri)
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    if scheme == "file":
+        attempt(uri, "delete", remove)
+        return
+    with suppress(NotFoundError):
+        for file in list_files(uri):
+            delete(join(uri, file.key))
 
 
 def remove_partials(uri: str, before: datetime) -> int:

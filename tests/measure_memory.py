@@ -37,7 +37,7 @@ STUDIES = {
         "train",
         ("--width=4", "--size=32", "--depth=2", "--epochs=2", "--batch=64", "--cache=off"),
         10,
-        {"jobs/train.py": "driver", "RayTrainWorker": "worker", "ReadPairs": "reading task", "SplitCoord": "feeder"},
+        {"jobs/train.py": "driver", "ReadPairs": "reading task"},
     ),
     "predict": Study("predict", ("--write=alpha,cutout",), 20, {"jobs/predict.py": "driver", "MapBatches": "task"}),
 }

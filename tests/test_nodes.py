@@ -14,7 +14,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 from ray.cluster_utils import Cluster
 
-from jobs.runs import SNAPSHOT
+from jobs.runs import PROGRESS
 from matting import images
 from matting.collection import PairOptions, open_pairs
 from matting.predictor import Predictor
@@ -101,7 +101,7 @@ def started_by_the_autoscaler(growing: Cluster) -> list[int]:
 
 def wait_for_a_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
     """Until the first epoch is over and counts."""
-    while not (run / SNAPSHOT).exists():
+    while not (run / PROGRESS).exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
 

@@ -24,7 +24,7 @@ from PIL import Image
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from jobs.evaluate import FileAlphas
-from jobs.runs import RunFolder
+from jobs.runs import PROGRESS, RunFolder
 from matting import images, ledger, pairs, photos, shards, storage
 from matting.ledger import LedgerError
 from matting.pairs import PairsError
@@ -117,8 +117,8 @@ def test_a_table_of_mattes_and_a_run_folder_run_no_code(live: pa.Array, executed
     assert not executed.exists()
 
 
-def test_what_ray_train_remembers_of_a_run_is_no_pickle(executed: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint_manager_snapshot.json").write_bytes(pickle.dumps(Payload(executed)))
+def test_what_a_run_remembers_of_itself_is_no_pickle(executed: Path, tmp_path: Path) -> None:
+    (tmp_path / PROGRESS).write_bytes(pickle.dumps(Payload(executed)))
     with pytest.raises(ValueError, match=r"(?i)json|utf"):
         RunFolder(str(tmp_path)).progress()
     assert not executed.exists()

@@ -105,6 +105,16 @@ def test_delete_removes_one_object_and_is_content_with_none(root):
     assert [file.key for file in storage.list_files(root)] == ["a/c.jpg"]
 
 
+def test_delete_folder_removes_all_of_it_and_nothing_beside_it(root):
+    for name in ("a/b.jpg", "a/c/d.jpg", "ab.jpg", "ab/e.jpg"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    storage.delete_folder(storage.join(root, "a"))
+    storage.delete_folder(storage.join(root, "a"))
+    assert [file.key for file in storage.list_files(root)] == ["ab.jpg", "ab/e.jpg"]
+    if storage.is_local(root):
+        assert not (Path(root.removeprefix("file://")) / "a").exists()
+
+
 def test_nothing_there_is_told_apart_from_other_trouble(root):
     with pytest.raises(NotFoundError, match="correct the URI"):
         storage.list_files(root)
