@@ -94,7 +94,7 @@ def is_own() -> bool:
     return "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
 
 
-def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
+def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -> Resources:
     """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
 
     A cluster that has an autoscaler is asked to grow, and waited for.
@@ -104,6 +104,8 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
         reading: cores that one task needs beside them: without, the job would wait for ever.
         gpus: that the job holds, each beside one of the cores.
         what: takes them, for the error message.
+        spare: logical cores that a cluster of its own has more than there are, for reading beside workers that hold
+            them all.
 
     Raises:
         ClusterError: it does not fit.
@@ -115,11 +117,10 @@ def start(cpus: float, reading: float, gpus: float, what: str) -> Resources:
     cores = os.cpu_count() or 1
     if own and cpus <= cores:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
-        # "local": not the cluster that somebody else started on this machine. It has one logical core more than there
-        # are, for reading beside workers that hold them all.
+        # "local": not the cluster that somebody else started on this machine.
         ray.init(
             address="local",
-            num_cpus=cores + (cpus > 0),
+            num_cpus=cores + spare,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,

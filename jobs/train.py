@@ -113,7 +113,8 @@ def start_cluster(options: TrainConfig, in_driver: bool) -> bool:
     """Join or start the cluster; whether to train on GPUs."""
     workers = options.fewest_workers
     wanted = workers if options.device == "gpu" else 0
-    found = cluster.start(0 if in_driver else workers, streams.READ_CPUS, wanted, f"{workers} workers")
+    held, spare = (0, 0) if in_driver else (workers, 1)
+    found = cluster.start(held, streams.READ_CPUS, wanted, f"{workers} workers", spare)
     return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
 
 
