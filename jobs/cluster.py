@@ -71,6 +71,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except JobError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("failed: interrupted. What is done stays done; the same command does the rest.", file=sys.stderr)
+        sys.exit(1)
 
 
 def command() -> str:

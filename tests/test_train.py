@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,16 @@ def test_what_fails_in_the_driver_is_one_paragraph_that_says_how_to_go_on(tmp_pa
     assert last.startswith("failed: ")
     assert str(tmp_path / "run") in last
     assert last.endswith("The same command goes on from the last checkpoint.")
+    assert "Traceback" not in output
+
+
+def test_an_interrupted_run_says_so_in_a_line(tmp_path: Path) -> None:
+    with jobs.running("train", *SMALL, "--epochs=1000", f"--output={tmp_path}", "--name=run") as process:
+        jobs.wait_for_line(process, "epoch 1:")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith("failed: interrupted.")
     assert "Traceback" not in output
 
 
