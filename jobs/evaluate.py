@@ -69,7 +69,7 @@ class CheckpointAlphas:
         loaded = checkpoint.load(cluster.absolute(uri))
         self.source = f"{uri}, SHA-256 {loaded.identity[:16]}…, refine {refine}"
         # In float32, so that figures do not depend on the hardware.
-        self._predictor = Predictor(Network(loaded, precision="fp32"), refine)
+        self._predictor = Predictor(Network(loaded, number_format="fp32"), refine)
 
     def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
         """alpha_HW."""

@@ -231,7 +231,7 @@ def page_cases(
 ) -> tuple[dict[str, list[report.Case]], dict[str, str]]:
     """The best, median and worst validation pictures, predicted once more at their own size; and which of these cannot
     be read any more."""
-    predictor = Predictor(Network(best, precision="fp32"))
+    predictor = Predictor(Network(best, number_format="fp32"))
     groups: dict[str, list[report.Case]] = {}
     gone: dict[str, str] = {}
     for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():

@@ -60,8 +60,11 @@ def prepare(data: str | None, collections: str | None, checkpoint_uri: str | Non
     raw = cluster.absolute(data) if data else str(drawn_pairs(scratch / "raw"))
     packed = str(scratch / "packed")
     watch([sys.executable, str(JOBS / "pack.py"), f"--pairs={raw}", f"--output={packed}", f"--side={PACKED_SIDE}"])
-    uri = checkpoint_uri or untrained(str(scratch / "checkpoint"))
-    return Workload(photos, raw, packed, cluster.absolute(uri), scratch)
+    if not checkpoint_uri:
+        model = untrained(UNetConfig())
+        checkpoint_uri = str(scratch / "checkpoint")
+        checkpoint.save(checkpoint_uri, model, checkpoint.describe(model, 128, {}, {}), {})
+    return Workload(photos, raw, packed, cluster.absolute(checkpoint_uri), scratch)
 
 
 def collection_name(uri: str) -> str:
@@ -118,12 +121,15 @@ def draw(number: int, size: tuple[int, int], picture: Path, matte: Path | None) 
         matte.write_bytes(images.encode_png(alpha_HW))
 
 
-def untrained(uri: str) -> str:
-    """A checkpoint of the seed's shape."""
-    torch.manual_seed(0)
-    model = UNet(UNetConfig())
-    checkpoint.save(uri, model, checkpoint.describe(model, 128, {}, {}), {})
-    return uri
+def untrained(config: UNetConfig, seed: int = 0) -> UNet:
+    """A network that knows nothing. Only its BatchNorms have seen noise: in 8-bit integers, features of networks whose
+    BatchNorms have seen nothing vanish."""
+    torch.manual_seed(seed)
+    model = UNet(config)
+    with torch.no_grad():
+        for _ in range(30):
+            model(torch.rand(4, 3, 32, 32))
+    return model.eval()
 
 
 def copies(photos: Sequence[Path], count: int, folder: Path) -> str:

@@ -22,8 +22,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from matting import checkpoint
 from matting.checkpoint import Aspects, Checkpoint
-from matting.devices import Precision, autocast_dtype, pictures_at_once, to_device
+from matting.devices import Format, fastest_format, pictures_at_once, to_device
 from matting.images import Pixels, to_rgb
+from matting.int8 import Int8UNet
 from matting.refine import DETAIL, guided, squash, upsample
 from matting.unet import UNet, alpha_of
 
@@ -62,7 +63,8 @@ class Network:
     Args:
         loaded: the checkpoint.
         device: to run on.
-        precision: of the convolutions; "auto" is bf16 where that is faster (see :func:`to_bf16`).
+        number_format: of the convolutions, by default the fastest there; see :func:`to_bf16` and
+            :class:`~matting.int8.Int8UNet`, which is for CPUs alone.
         micro_batch: pictures the network sees at once; by default as many as are fastest there. Always as many, the
             last batch padded, so that a photo's alpha does not depend on its neighbours.
     """
@@ -71,17 +73,21 @@ class Network:
         self,
         loaded: Checkpoint,
         device: torch.device | None = None,
-        precision: Precision = "auto",
+        number_format: Format | None = None,
         micro_batch: int | None = None,
     ) -> None:
         self.size, self.aspects = loaded.size, loaded.aspects
         self._device = device or torch.device("cpu")
-        self._micro_batch = micro_batch or pictures_at_once(self._device, precision)
-        network = folded(loaded.model)
-        if autocast_dtype(self._device, precision):
-            network = to_bf16(network)
-        network = network.to(self._device)
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        number_format = number_format or fastest_format(self._device)
+        self._micro_batch = micro_batch or pictures_at_once(self._device, number_format)
+        self._network: UNet | Int8UNet
+        if number_format == "int8":
+            self._network = Int8UNet(loaded.model)
+        else:
+            network = folded(loaded.model)
+            if number_format == "bf16":
+                network = to_bf16(network)
+            self._network = network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """Small alphas: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
@@ -91,11 +97,19 @@ class Network:
         alphas = []
         with torch.inference_mode():
             for chunk in torch.split(to_device(padded, self._device), self._micro_batch):
-                image = chunk.permute(0, 3, 1, 2) / 255
-                alpha = alpha_of(self._network(image))[:, 0]
-                alphas.append((alpha * 255).round().to(torch.uint8).cpu())
+                alpha_BHW = self._alphas(chunk.permute(0, 3, 1, 2))
+                alphas.append((alpha_BHW * 255).round().to(torch.uint8).cpu())
         result: Pixels = torch.cat(alphas).numpy()[:count]
         return result
+
+    def _alphas(self, image_BCHW: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, H, W) in [0, 1]."""
+        alpha_BHW: Tensor
+        if isinstance(self._network, Int8UNet):
+            alpha_BHW = self._network(image_BCHW)
+        else:
+            alpha_BHW = alpha_of(self._network(image_BCHW / 255))[:, 0]
+        return alpha_BHW
 
 
 class Look(NamedTuple):

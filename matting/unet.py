@@ -156,8 +156,7 @@ class UNet(nn.Module):
         # In float32: in bfloat16, tanh is 1 from 3.5 on, and a pixel that is wrong there would have no gradient.
         rgba = torch.tanh(self.head[2](features).float())
         if self.config.ends and not self.training:
-            alpha = (rgba[:, 3:] / (1 - 2 * self.config.ends)).clamp(-1, 1)
-            rgba = torch.cat([rgba[:, :3], alpha], dim=1)
+            rgba = torch.cat([rgba[:, :3], clean_ends(rgba[:, 3:], self.config.ends)], dim=1)
         return rgba[..., :height, :width]
 
 
@@ -173,6 +172,11 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
             amounts = (0, missing, 0, 0) if axis == -1 else (0, 0, 0, missing)
             image_BCHW = functional.pad(image_BCHW, amounts, mode="reflect" if missing < side else "replicate")
     return image_BCHW
+
+
+def clean_ends(alpha: Tensor, ends: float) -> Tensor:
+    """Alphas in [-1, 1], of which those within ``ends`` of the whole range from either end come to lie there."""
+    return (alpha / (1 - 2 * ends)).clamp(-1, 1)
 
 
 def alpha_of(rgba_BCHW: Tensor) -> Tensor:

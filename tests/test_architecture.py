@@ -42,6 +42,7 @@ KNOWS_NOT = {
     "matting.images": ("matting.storage", "pathlib"),
     "matting.pairs": ("matting.images", "PIL"),
     "matting.unet": ("matting.losses", "matting.devices", "matting.storage", "pathlib"),
+    "matting.int8": ("matting.devices", "matting.losses", "matting.storage", "pathlib"),
     "matting.metrics": ("matting.unet", "torch.distributed"),
     "matting.losses": ("matting.unet", "torch.optim", "torch.distributed"),
     "matting.augment": ("matting.storage", "matting.unet", "pathlib", "os", "io"),

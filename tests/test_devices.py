@@ -3,16 +3,27 @@
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from matting.devices import CPUSyncBatchNorm, Precision, autocast_dtype, pictures_at_once, synchronise_batchnorm
+from matting.checkpoint import Checkpoint
+from matting.devices import (
+    CPUSyncBatchNorm,
+    Format,
+    autocast_dtype,
+    fastest_format,
+    pictures_at_once,
+    synchronise_batchnorm,
+)
+from matting.predictor import Network
 from matting.unet import UNet, UNetConfig
 from tests.test_training import in_two_processes
 
@@ -27,35 +38,83 @@ def test_an_asked_for_precision_is_given(device: str) -> None:
     assert autocast_dtype(torch.device(device), "bf16") == torch.bfloat16
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere auto is float32, unmeasured")
+def fewest_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Of CPU time, which other processes disturb less than time; in turn."""
+    fewest = [math.inf] * len(calls)
+    for _ in range(20):
+        for place, call in enumerate(calls):
+            began = time.process_time()
+            call()
+            fewest[place] = min(fewest[place], time.process_time() - began)
+    return fewest
+
+
+on_x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere auto is float32, unmeasured"
+)
+
+
+@on_x86
 def test_auto_is_the_format_in_which_this_processor_multiplies_faster() -> None:
     matrices = [torch.rand(512, 512).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
-    fewest = [math.inf, math.inf]  # seconds of CPU time, which other processes disturb less than time
-    for _ in range(20):
-        for place, matrix in enumerate(matrices):
-            began = time.process_time()
-            matrix @ matrix
-            fewest[place] = min(fewest[place], time.process_time() - began)
-    float32, bfloat16 = fewest
+    float32, bfloat16 = fewest_seconds(*(partial(torch.mm, matrix, matrix) for matrix in matrices))
     assert autocast_dtype(CPU, "auto") == (torch.bfloat16 if bfloat16 < float32 else None)
 
 
+@on_x86
+def test_a_network_predicts_in_the_format_in_which_it_is_fastest_here() -> None:
+    model = UNet(UNetConfig(width=32, depth=2)).eval()
+    squashed = np.zeros((8, 96, 96, 3), np.uint8)
+    formats = get_args(Format)
+    networks = [Network(Checkpoint(model, 96, {}, {}, ""), number_format=each) for each in formats]
+    seconds = fewest_seconds(*(partial(network.small_alphas, squashed) for network in networks))
+    assert fastest_format(CPU) == formats[seconds.index(min(seconds))]
+
+
+AMD = {"cpu_name": "AMD Zen 4", "avx512_vnni": True, "avx512_bf16": True, "l2_cache_size": 1 << 20}
+AMX = {"cpu_name": "Intel Xeon", "amx_int8": True, "avx512_bf16": True, "amx_bf16": True, "l2_cache_size": 2 << 20}
+INTEL = {"cpu_name": "Intel Xeon", "avx512_bf16": True, "l2_cache_size": 2 << 20}
+OLD_INTEL = {"cpu_name": "Intel Xeon", "l2_cache_size": 256 << 10}
+
+
 @pytest.mark.parametrize(
-    ("processor", "precision", "pictures"),
+    ("processor", "number_format", "pictures"),
     [
-        ({"cpu_name": "AMD Zen 4", "avx512_bf16": True, "l2_cache_size": 1 << 20}, "auto", 4),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True, "l2_cache_size": 2 << 20}, "auto", 8),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True, "l2_cache_size": 2 << 20}, "fp32", 4),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "l2_cache_size": 2 << 20}, "auto", 4),
-        ({"cpu_name": "Intel Xeon", "l2_cache_size": 256 << 10}, "auto", 4),
-        ({}, "auto", 4),  # torch knows no more of it
+        (AMD, None, 4),
+        (AMD, "fp32", 4),
+        (AMX, None, 8),
+        (AMX, "bf16", 8),
+        (AMX, "fp32", 4),
+        (INTEL, None, 4),
+        (OLD_INTEL, None, 4),
+        ({}, None, 4),  # torch knows no more of it
     ],
 )
 def test_a_processor_gets_as_many_pictures_as_its_cache_holds(
-    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], precision: Precision, pictures: int
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], number_format: Format | None, pictures: int
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
-    assert pictures_at_once(CPU, precision) == pictures
+    assert pictures_at_once(CPU, number_format) == pictures
+
+
+@pytest.mark.parametrize(
+    ("processor", "device", "number_format"),
+    [
+        (AMD, "cpu", "int8"),
+        (AMX, "cpu", "int8"),
+        (INTEL, "cpu", "fp32"),
+        ({"cpu_name": "Intel Core", "avx_vnni": True}, "cpu", "int8"),
+        ({"cpu_name": "AMD", "avx512_bf16": True}, "cpu", "bf16"),
+        (AMD, "cuda", "fp32"),  # as this machine has no GPU that could multiply bfloat16
+        ({}, "cpu", "fp32"),
+    ],
+)
+def test_a_network_predicts_in_8_bits_where_there_are_instructions_for_that(
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], device: str, number_format: Format
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert fastest_format(torch.device(device)) == number_format
 
 
 # BatchNorm -----------------------------------------------------------------------------------------------------------

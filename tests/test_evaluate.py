@@ -96,7 +96,7 @@ def test_scores_a_checkpoint_as_predict_would_refine_its_alphas(raw: Path, tmp_p
         output = tmp_path / refine
         arguments = [f"--data={raw}", f"--checkpoint={tmp_path}/one", f"--refine={refine}", "--split=val"]
         evaluate.main([*arguments, f"--output={output}"])
-        predictor = Predictor(Network(loaded, precision="fp32"), refine)
+        predictor = Predictor(Network(loaded, number_format="fp32"), refine)
         for row in pq.read_table(output / "per_image.parquet").to_pylist():
             example = pairs.example("val", row["key"])
             assert row["mad"] == image_metrics(predictor.alphas([example.image])[0], example.alpha)["mad"]

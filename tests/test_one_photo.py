@@ -7,21 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from jobs.workload import untrained
 from matting import checkpoint, images
 from matting.images import BadImage
 from matting.predictor import Predictor
 from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> str:
     """The folder of a small network; it knows nothing."""
-    torch.manual_seed(0)
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4))
     checkpoint.save(str(tmp_path / "best"), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
     return str(tmp_path / "best")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
+from jobs.workload import untrained
 from matting import images, ledger, outputs, storage
 from matting.checkpoint import Checkpoint
 from matting.outputs import Outputs, Settings
@@ -20,7 +20,7 @@ from matting.predictions import read_matte
 from matting.predictor import Network, Predictor
 from matting.refine import cutout
 from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 
 SIZES = {"a.jpg": (40, 50), "b/a.jpg": (64, 30), "b/c.png": (1, 1), "d.png": (33, 90), "e.jpg": (8, 8)}
 
@@ -28,8 +28,7 @@ SIZES = {"a.jpg": (40, 50), "b/a.jpg": (64, 30), "b/c.png": (1, 1), "d.png": (33
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     """Of a network that knows nothing."""
-    torch.manual_seed(0)
-    return Predictor(Network(Checkpoint(UNet(UNetConfig(width=4)).eval(), 32, {}, {}, "model")), "guided")
+    return Predictor(Network(Checkpoint(untrained(UNetConfig(width=4)), 32, {}, {}, "model")), "guided")
 
 
 @pytest.fixture
@@ -70,8 +69,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_photos_of_all_shapes_get_the_alphas_that_they_get_alone(photos: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    loaded = Checkpoint(UNet(UNetConfig(width=4)).eval(), 32, {"data": {"aspects": [0.75, 1.0]}}, {}, "model")
+    loaded = Checkpoint(untrained(UNetConfig(width=4)), 32, {"data": {"aspects": [0.75, 1.0]}}, {}, "model")
     predictor = Predictor(Network(loaded), "guided")
     shapes = {predictor.shape(*size) for size in SIZES.values()}
     assert shapes == {(32, 32), (38, 19), (19, 38)}
@@ -113,7 +111,9 @@ def test_a_cutout_as_webp_keeps_its_alpha_exactly(predictor: Predictor, photos: 
         np.testing.assert_array_equal(np.array(found.convert("RGBA").getchannel("A")), expected)
 
 
-def test_a_large_jpeg_has_one_alpha_whatever_is_written(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_large_jpeg_has_one_alpha_whatever_is_written(tmp_path: Path) -> None:
+    loaded = Checkpoint(untrained(UNetConfig(width=4)), 32, {}, {}, "model")
+    predictor = Predictor(Network(loaded, number_format="fp32"), "guided")  # it alone does not round how photos differ
     image = draw_person(3, 0, 600, 520)[0]  # decoded at an eighth, for a network of 32 pixels a side
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(images.encode_jpeg(image))
@@ -123,7 +123,7 @@ def test_a_large_jpeg_has_one_alpha_whatever_is_written(predictor: Predictor, tm
     alone, both = (np.array(Image.open(tmp_path / f"{name}/alpha/a.jpg.png")) for name in ("alone", "both"))
     np.testing.assert_array_equal(alone, both)
     (expected,) = predictor.alphas([whole])
-    assert np.abs(alone.astype(int) - expected).mean() < 1
+    assert np.abs(alone.astype(int) - expected).mean() < 2
     found = np.array(Image.open(tmp_path / "both/cutout/a.jpg.png"))
     np.testing.assert_array_equal(found, cutout(whole, alone))
 

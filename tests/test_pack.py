@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from jobs import pack, predict
 from jobs.cluster import JobError
+from jobs.workload import untrained
 from matting import checkpoint, images, ledger, storage
 from matting.collection import PairOptions, RawRows, open_pairs
 from matting.pairs import PairsError
 from matting.predictions import read_matte
 from matting.storage import StorageError
 from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 from tests import faults
 from tests.drawing import write_folders
 
@@ -87,8 +87,7 @@ def test_softens_masks_at_the_packed_size_and_leaves_mattes_alone(tmp_path: Path
 
 @pytest.mark.parametrize("sink", ["files", "table"])
 def test_packs_what_a_network_is_confident_of(tmp_path: Path, sink: str) -> None:
-    torch.manual_seed(0)
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4))
     checkpoint.save(str(tmp_path / "trained"), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
     (tmp_path / "photos/x").mkdir(parents=True)
     for number in range(8):

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from jobs import predict
 from jobs.cluster import CANNOT_BEGIN, ClusterError, JobError
+from jobs.workload import untrained
 from matting import checkpoint, images, outputs, storage
 from matting.predictor import Predictor
 from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -33,8 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def new_checkpoint(folder: Path, seed: int) -> str:
-    torch.manual_seed(seed)
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4), seed)
     checkpoint.save(str(folder), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
     return str(folder)
 

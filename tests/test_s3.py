@@ -25,9 +25,10 @@ from botocore.exceptions import ClientError
 from tenacity import wait_none
 
 from jobs import pack, predict, train
+from jobs.workload import untrained
 from matting import attempts, checkpoint, photos, s3, storage
 from matting.storage import NotFoundError, StorageError
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 from tests.drawing import write_folders
 from tests.faults import KINDS
 from tests.stores import enforced
@@ -329,7 +330,7 @@ def inputs(own_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     write_folders(local, 12, 32)
     for path in local.rglob("*.png"):
         storage.write_bytes(f"{own_bucket}/pairs/{path.relative_to(local)}", path.read_bytes())
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4))
     checkpoint.save(f"{own_bucket}/model", model, checkpoint.describe(model, 32, {}, {}), {})
     return {"pairs": f"{own_bucket}/pairs", "photos": f"{own_bucket}/pairs/images", "model": f"{own_bucket}/model"}
 

@@ -21,7 +21,6 @@ from typing import Any, get_args
 import duckdb
 import pytest
 import ray
-import torch
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
@@ -30,10 +29,11 @@ from jobs import predict, tracking, train
 from jobs.config import ConfigError
 from jobs.outcome import kind_of
 from jobs.runs import RunFolder
+from jobs.workload import untrained
 from matting import checkpoint, images
 from matting.outputs import Stage
 from matting.synthetic import draw_person
-from matting.unet import UNet, UNetConfig
+from matting.unet import UNetConfig
 from tests.faults import Proxy, proxy
 
 DASHBOARD = Path(__file__).parents[1] / "infra/grafana/matting.json"
@@ -133,8 +133,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, way: Proxy, ray_cluster: None) -> Watched:  # noqa: ARG001
     folder = tmp_path_factory.mktemp("watched")
-    torch.manual_seed(0)
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4))
     checkpoint.save(str(folder / "trained"), model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0})
     (folder / "photos").mkdir()
     for number in range(12):
