@@ -31,6 +31,7 @@ from jobs.processes import alone, watch
 from jobs.workload import JOBS, Workload, collection_name, copies, prepare
 from matting import checkpoint, ledger, storage
 from matting.collection import PairOptions, open_pairs
+from matting.devices import fastest_float, fastest_format
 
 WITHOUT_NETWORK = ["-c", "from jobs import cluster, idle; cluster.run(idle.main)"]
 
@@ -194,22 +195,32 @@ def network(results: Results, work: Workload, options: BenchmarkConfig) -> None:
     """The limits: arithmetic, and the network with nothing around it."""
     cores, seconds = os.cpu_count() or 1, options.seconds / 4
     layouts = [(1, cores)] if torch.cuda.is_available() or cores == 1 else [(1, cores), (cores, 1)]
-    for what, unit, function in (
-        ("network alone, predicting", "photos/s", measure.forward),
-        ("network alone, training", "samples/s", measure.step),
+    fastest, floats = fastest_format(measure.device()), fastest_float(measure.device())
+    of_photo, of_sample = measure.flops(work.checkpoint)
+    products = {
+        number_format: max(
+            alone(measure.product, threads, seconds, number_format, processes=processes)
+            for processes, threads in layouts
+        )
+        for number_format in dict.fromkeys((fastest, floats))
+    }
+    for number_format, value in products.items():
+        results.add(f"matrix products, {number_format}", "GFLOP/s", value / 1e9)
+    for what, unit, flops, number_format, function, arguments in (
+        ("network alone, predicting", "photos/s", of_photo, fastest, measure.forward, (fastest,)),
+        ("network alone, predicting, floats", "photos/s", of_photo, floats, measure.forward, (floats,)),
+        ("network alone, training", "samples/s", of_sample, floats, measure.step, ()),
     ):
         found = {
-            layout: alone(function, work.checkpoint, layout[1], seconds, processes=layout[0]) for layout in layouts
+            (processes, threads): alone(function, work.checkpoint, threads, seconds, *arguments, processes=processes)
+            for processes, threads in layouts
         }
         for (processes, threads), value in found.items():
             results.add(f"{what}, {processes} × {threads} threads", unit, value)
         results.add(what, unit, max(found.values()))
+        share = 100 * flops * results.last(what) / products[number_format]
+        results.add(f"{what}, of matrix products", "%", share)
     results.add("plain eager fp32", "photos/s", alone(measure.eager, work.checkpoint, cores, seconds))
-    products = [alone(measure.product, threads, seconds, processes=processes) for processes, threads in layouts]
-    results.add("matrix products", "GFLOP/s", max(products) / 1e9)
-    for what, flops in zip(("predicting", "training"), measure.flops(work.checkpoint), strict=True):
-        share = 100 * flops * results.last(f"network alone, {what}") / max(products)
-        results.add(f"network alone, {what}, of matrix products", "%", share)
 
 
 def stages(results: Results, work: Workload, options: BenchmarkConfig) -> None:

@@ -87,9 +87,11 @@ def compared(results: Results) -> dict[str, float]:
     none, guided = predictions[:2]  # of the first collection
     # What one worker's step makes of all cores, though a process for each core may make more.
     same_step = next(name for name in names if name.startswith("network alone, training, 1 ×"))
-    pairs = [(name, "network alone, predicting") for name in predictions]
+    networks = ("network alone, predicting", "network alone, predicting, floats")
+    pairs = [(name, network) for network in networks for name in predictions]
+    pairs += [(network, "plain eager fp32") for network in networks]
     pairs += [
-        ("network alone, predicting", "plain eager fp32"),
+        (none, "script, predicting, plain loop"),
         (guided, "script, predicting, plain loop"),
         (guided, "script, predicting, DataLoader loop"),
         (f"{guided}, cutouts", guided),

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matting import checkpoint, images, shards, storage
 from matting.augment import vary
 from matting.collection import PackedRows, Pairs, RawRows
-from matting.devices import autocast_dtype, pictures_at_once
+from matting.devices import Format, pictures_at_once
 from matting.images import Pixels
 from matting.predictor import Network, Predictor
 from matting.refine import cutout, guided, squash, upsample
@@ -67,12 +67,12 @@ def rate(calls: Iterable[Callable[[], object]], seconds: float) -> float:
 # The network ----------------------------------------------------------------------------------------------------------
 
 
-def forward(uri: str, threads: int, seconds: float) -> float:
+def forward(uri: str, threads: int, seconds: float, number_format: Format) -> float:
     """Photos/s of the network as predict runs it, on uint8 pictures of its own size."""
     torch.set_num_threads(threads)
     loaded = checkpoint.load(uri)
-    together = pictures_at_once(device())
-    network = Network(loaded, device())
+    together = pictures_at_once(device(), number_format)
+    network = Network(loaded, device(), number_format)
     return together * rate([lambda: network.small_alphas(noise(together, loaded.size))], seconds)
 
 
@@ -103,12 +103,14 @@ def step(uri: str, threads: int, seconds: float) -> float:
     return TRAIN_BATCH * rate([lambda: trainer.train_epoch([batch])], seconds)
 
 
-def product(threads: int, seconds: float) -> float:
-    """FLOP/s of products of square matrices, in the number format that the network uses."""
+def product(threads: int, seconds: float, number_format: Format) -> float:
+    """Operations a second of products of square matrices of these numbers."""
     torch.set_num_threads(threads)
     side = 8192 if device().type == "cuda" else 2048
-    matrix = torch.rand(side, side, device=device(), dtype=autocast_dtype(device(), "auto") or torch.float32)
-    return 2 * side**3 * rate([lambda: (matrix @ matrix)[0, 0].item()], seconds)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[number_format]
+    matrix = (100 * torch.rand(side, side, device=device())).to(dtype)
+    multiply = torch._int_mm if number_format == "int8" else torch.mm  # which would keep sums in 8 bits
+    return 2 * side**3 * rate([lambda: multiply(matrix, matrix)[0, 0].item()], seconds)
 
 
 def flops(uri: str) -> tuple[float, float]:

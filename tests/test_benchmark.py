@@ -15,7 +15,7 @@ from jobs import benchmark, findings, idle, measure
 from jobs.benchmark import BenchmarkConfig
 from jobs.findings import Results
 from jobs.processes import watch
-from jobs.workload import Workload, copies, draw, prepare
+from jobs.workload import Workload, copies, draw, prepare, untrained
 from matting import checkpoint, images
 from matting.collection import PairOptions, open_pairs
 from matting.training import Plan, Step, TrainingConfig
@@ -33,7 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     for number, path in enumerate(paths):
         draw(number, (60, 70), path, None)
     write_folders(folder / "raw", 20, 40)
-    model = UNet(UNetConfig(width=4))
+    model = untrained(UNetConfig(width=4))
     checkpoint.save(str(folder / "checkpoint"), model, checkpoint.describe(model, SIZE, {}, {}), {})
     pairs = str(folder / "raw")
     return Workload({"60x70": paths}, pairs, pairs, str(folder / "checkpoint"), folder)
@@ -106,6 +106,7 @@ def figures(rounds: int) -> Results:
     for number in range(rounds):
         for name, value in {
             "network alone, predicting": 50,
+            "network alone, predicting, floats": 30,
             "network alone, training, 1 × 2 threads": 19,
             "network alone, training": 20,
             "plain eager fp32": 20,
@@ -142,6 +143,7 @@ def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     told = json.loads((tmp_path / "benchmark.json").read_text())
     assert told["figures"]["predict, s, none"] == {"unit": "photos/s", "median": 67.5, "values": [45, 90]}
     assert told["ratios"]["predict, s, none / network alone, predicting"] == 0.9
+    assert told["ratios"]["predict, s, none / network alone, predicting, floats"] == 1.5
     assert told["ratios"]["predict, s, guided / script, predicting, plain loop"] == 4
     assert told["ratios"]["predict, s, mirrored / predict, s, guided"] == 0.25
     assert told["ratios"]["train, raw / script, training, DataLoader, raw"] == 1.5
