@@ -72,7 +72,8 @@ class Int8UNet(nn.Module):
             after = _reaching(layers[-1].norm)
             self.merge.append(_convolutions(layers, features, after, signed))
             features = after
-        head, between = _layers(model.head)[0], _reaching(_layers(model.head)[0].norm, signed=True)
+        (head,) = _layers(model.head)
+        between = _reaching(head.norm, signed=True)
         last = _before_shuffling(model.head[2].get_parameter("weight").detach()[3:], config.stem)
         self.head = nn.Sequential(_Convolution(head.convolution, features, between), _Convolution(last, between, None))
 
@@ -152,9 +153,8 @@ def _convolutions(layers: Sequence[_Layer], before: _Features, after: _Features,
 def _reaching(norm: nn.BatchNorm2d, signed: bool = False) -> _Features:
     """What comes out of a BatchNorm and the ReLU after it, or of one without, which is signed."""
     mean, deviation = norm.bias.detach(), norm.weight.detach().abs()
-    if signed:
-        return _Features((mean.abs() + _DEVIATIONS * deviation) / 127, zero=128)
-    return _Features((mean + _DEVIATIONS * deviation).clamp_min(1e-6) / 255)
+    reach_C = ((mean.abs() if signed else mean) + _DEVIATIONS * deviation).clamp_min(1e-6)  # of channels that died, too
+    return _Features(reach_C / 127, zero=128) if signed else _Features(reach_C / 255)
 
 
 def _to_be_added(one: _Features, other: _Features) -> _Features:

@@ -83,6 +83,21 @@ def test_a_convolution_is_that_of_the_numbers_its_integers_stand_for(
 
 
 @int8_is_fast
+@torch.no_grad()
+@pytest.mark.parametrize("signed", [False, True])
+def test_channels_that_died_stay_what_they_are(signed: bool) -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    norm.weight[:2], norm.bias[:2] = torch.tensor([0.0, 1e-9]), torch.tensor([0.0, -1.0])  # 0, and below 0
+    layer = nn.utils.fusion.fuse_conv_bn_eval(convolution(8, 3, 3, bias=False).eval(), norm)
+    before, after = int8._Features(torch.full((8,), 1 / 255)), int8._reaching(norm, signed)
+    features = torch.randint(0, 256, (2, 8, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    numbers = layer(features / 255)
+    integers = int8._Convolution(layer, before, after)(features)
+    found = (integers.float() - after.zero) * after.step_C[:, None, None]
+    torch.testing.assert_close(found, numbers if signed else numbers.relu(), rtol=0, atol=0.05)
+
+
+@int8_is_fast
 @pytest.mark.parametrize("height", [1, 31, 48])
 def test_pictures_of_any_size_get_alphas_of_theirs(height: int) -> None:
     network = int8.Int8UNet(untrained(UNetConfig(width=4, depth=2, join="add", stem=2)))
