@@ -53,8 +53,10 @@ class CachedRows:
         return CachedRows([self.refs[block] for block in used], blocks, self.offsets[indices])
 
     def examples(self, size: int | None) -> Iterator[Example]:  # noqa: ARG002 - they have the size of the cache
-        columns = ray.get(list(self.refs))
-        for block, offset in zip(self.blocks, self.offsets, strict=True):
+        columns: dict[int, dict[str, np.ndarray]] = {}
+        for block, offset in zip(self.blocks.tolist(), self.offsets.tolist(), strict=True):
+            if block not in columns:  # the first rows need not wait until the last are decoded
+                columns[block] = ray.get(self.refs[block])
             yield Example(*(columns[block][name][offset] for name in ("key", "image", "alpha", "error")))
 
 
@@ -70,15 +72,17 @@ def cache(
         rows: to be decoded.
         size: in pixels a side.
         mailbox: told what cannot be decoded.
-        first: row numbers in the order in which they will be read first.
+        first: all row numbers, in the order in which they will be read first.
     """
-    numbers = np.arange(len(rows))
-    blocks = numbers // TASK_ROWS
+    wanted = np.arange(len(rows)) if first is None else np.array(list(dict.fromkeys(first.tolist())))
+    # Blocks follow that order, so that the first is all that the first batch waits for; unless neighbours cost less.
+    order = wanted if rows.scattered else np.arange(len(rows))
+    blocks, offsets = np.divmod(np.argsort(order), TASK_ROWS)
     refs: dict[int, ray.ObjectRef] = {}
-    for block in dict.fromkeys(blocks[first].tolist() if first is not None else blocks.tolist()):
-        piece = numbers[block * TASK_ROWS : (block + 1) * TASK_ROWS]
+    for block in dict.fromkeys(blocks[wanted].tolist()):
+        piece = order[block * TASK_ROWS : (block + 1) * TASK_ROWS]
         refs[block] = decoded.remote(rows.take(piece), size, mailbox)
-    return CachedRows([refs[block] for block in sorted(refs)], blocks, numbers % TASK_ROWS)
+    return CachedRows([refs[block] for block in sorted(refs)], blocks, offsets)
 
 
 @ray.remote(num_cpus=READ_CPUS, max_retries=-1)
@@ -149,6 +153,7 @@ def dataset(source: "PairSource") -> Dataset:
     # One block suffices: the source cuts its own, and Ray would split them further to reach a number of its choosing.
     read = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=1)
     read.context.execution_options.preserve_order = True
+    read.context.target_max_block_size = TASK_ROWS * source.row_bytes  # else a task's blocks travel as one, at its end
     read.context.enable_progress_bars = False  # the console's own shows it
     read.context.print_on_execution_start = False
     read.context.raise_original_map_exception = True  # whose message is for the user
@@ -207,12 +212,13 @@ class PairSource(Datasource):
     ) -> None:
         super().__init__()
         self._rows, self._size, self._mailbox, self._order = rows, size, mailbox, order
+        self.row_bytes = size * size * 4
 
     def get_name(self) -> str:
         return "Pairs"
 
     def estimate_inmemory_data_size(self) -> int:
-        return len(self._rows) * self._row_bytes()
+        return len(self._rows) * self.row_bytes
 
     def get_read_tasks(
         self,
@@ -231,13 +237,10 @@ class PairSource(Datasource):
 
     def _task(self, indices: np.ndarray, row_limit: int | None) -> ReadTask:
         metadata = BlockMetadata(
-            num_rows=len(indices), size_bytes=len(indices) * self._row_bytes(), input_files=None, exec_stats=None
+            num_rows=len(indices), size_bytes=len(indices) * self.row_bytes, input_files=None, exec_stats=None
         )
         read = partial(read_blocks, self._rows.take(indices), self._size, self._mailbox)
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
-
-    def _row_bytes(self) -> int:
-        return self._size * self._size * 4
 
 
 def read_blocks(rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> Iterator[Block]:

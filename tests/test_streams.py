@@ -1,9 +1,12 @@
 """The Ray Data reads: what order rows come in, and what happens to those that cannot be decoded."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import ray
 
 from jobs import streams
 from jobs.actors import Mailbox
-from matting.collection import PairOptions, Rows, open_pairs
+from matting.collection import Example, PairOptions, Rows, SyntheticRows, open_pairs
 from tests.drawing import write_folders
 
 SIZE = 16
@@ -23,6 +26,27 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def drawn() -> Rows:
     """Some 160 people: three pieces of a shuffle."""
     return open_pairs("synthetic", PairOptions(synthetic_pairs=200)).splits["train"]
+
+
+@dataclass(frozen=True)
+class NeighbouringRows(SyntheticRows):
+    """Rows of which neighbours are best read together, as packed ones are."""
+
+    scattered: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class GatedRows(SyntheticRows):
+    """Rows of which one waits until somebody writes to the named pipe ``gate``."""
+
+    gate: Path
+    closed: int
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        for number, example in zip(self.numbers, super().examples(size), strict=True):
+            if number == self.closed:
+                self.gate.read_bytes()
+            yield example
 
 
 def passes(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterator[list[str]]:
@@ -75,18 +99,32 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     assert order(0, 2, 0) == order(0, 1, 1) == order(0, 0, 2)  # as after a restart
 
 
-def test_cached_rows_come_as_decoded_anew(drawn: Rows) -> None:
-    mailbox = Mailbox.remote()
-    cached = streams.cache(drawn, SIZE, mailbox, first=np.arange(len(drawn))[::-1])
-    assert len(cached) == len(drawn)
-    for rows in (drawn, cached):
-        (shard,) = streams.shares(streams.epochs(rows, np.arange(len(rows)), SIZE, 3, 1, mailbox), 1, equal=True)
-        found = list(streams.batches(shard, 32))
-        if rows is drawn:
-            expected = found
+@pytest.mark.parametrize("kind", [SyntheticRows, NeighbouringRows])
+def test_cached_rows_come_as_decoded_anew(kind: type[SyntheticRows]) -> None:
+    rows, mailbox = kind(0, np.arange(1500, 1500 + 3 * streams.TASK_ROWS - 7)), Mailbox.remote()
+    cached = streams.cache(rows, SIZE, mailbox, first=np.concatenate([np.arange(len(rows))[::-1], [3, 99]]))
+    assert len(cached) == len(rows)
+    expected, found = (
+        list(streams.batches(streams.epochs(each, np.arange(len(rows)), SIZE, 3, 1, mailbox).iterator(), 32))
+        for each in (rows, cached)
+    )
     for one, other in zip(expected, found, strict=True):
         for name in ("key", "image", "alpha"):
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_the_first_batch_does_not_wait_for_the_last_rows_to_be_decoded(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    count = 4 * streams.TASK_ROWS
+    numbers = np.arange(count)
+    first = np.concatenate(streams.epoch_order(numbers, 0, 0, 0))
+    mailbox = Mailbox.remote()
+    rows = GatedRows(0, numbers, gate=tmp_path / "gate", closed=int(first[-1]))
+    cached = streams.cache(rows, SIZE, mailbox, first)
+    batches = streams.batches(streams.epochs(cached, numbers, SIZE, 0, 0, mailbox).iterator(), 8)
+    seen = len(next(batches)["key"])
+    (tmp_path / "gate").write_bytes(b"")  # waits for the reader, if no row has come there yet
+    assert seen + sum(len(batch["key"]) for batch in batches) == count
 
 
 def test_rows_hold_what_the_collection_holds(drawn: Rows) -> None:
