@@ -83,11 +83,8 @@ def main(argv: Sequence[str]) -> None:
         work = prepare(options.data, options.images, options.checkpoint, output / "scratch")
         for number in range(options.rounds):
             print(f"\nRound {number + 1} of {options.rounds}", flush=True)
-            for measurement in (network, stages, predictions, scripts, trainings):
+            for measurement in (network, stages, predictions, scripts, trainings, collections):
                 measurement(results, work, options)
-        print("\nCost per photo, network taken out")
-        for size in options.sizes:
-            collection(results, work, size)
     finally:
         shutil.rmtree(output / "scratch", ignore_errors=True)
     tell(results, began, output)
@@ -250,7 +247,7 @@ def predictions(results: Results, work: Workload, options: BenchmarkConfig) -> N
             if number == 0 and name == "none":
                 results.add("predict, command to first photo", "s", found.first)
                 results.add("of which Ray's own start", "s", found.ray)
-        folder = copies(photos, max(64, int(250 * options.seconds)), work.scratch / "photos")
+        folder = copies(photos, max(64, int(500 * options.seconds)), work.scratch / "photos")
         for refine in ("none", "guided"):
             found = predicted(work, folder, f"--refine={refine}", without_network=True)
             results.add(f"predict without network, {size}, {refine}", "CPU-ms", found.cpu_ms)
@@ -287,12 +284,13 @@ def trainings(results: Results, work: Workload, options: BenchmarkConfig) -> Non
     results.add("train without network, packed", "CPU-ms", found.cpu_ms)
 
 
-def collection(results: Results, work: Workload, size: int) -> None:
-    """What a photo costs in a collection of this size."""
-    folder = copies(next(iter(work.photos.values())), size, work.scratch / "photos")
-    found = predicted(work, folder, "--refine=none", without_network=True)
-    results.add(f"predict without network, {size:,} photos", "CPU-ms", found.cpu_ms)
-    results.add(f"predict without network, {size:,} photos, memory", "MB", found.megabytes)
+def collections(results: Results, work: Workload, options: BenchmarkConfig) -> None:
+    """What a photo costs in collections of several sizes."""
+    for size in options.sizes:
+        folder = copies(next(iter(work.photos.values())), size, work.scratch / "photos")
+        found = predicted(work, folder, "--refine=none", without_network=True)
+        results.add(f"predict without network, {size:,} photos", "CPU-ms", found.cpu_ms)
+        results.add(f"predict without network, {size:,} photos, memory", "MB", found.megabytes)
 
 
 if __name__ == "__main__":
