@@ -43,6 +43,7 @@ class CachedRows:
     refs: Sequence[ray.ObjectRef]
     blocks: np.ndarray
     offsets: np.ndarray
+    early: bool  # the first rows of the first epoch are in the first blocks, and so decoded before the others
     scattered: ClassVar[bool] = False  # a task holds every block that it takes rows from
 
     def __len__(self) -> int:
@@ -50,13 +51,11 @@ class CachedRows:
 
     def take(self, indices: np.ndarray) -> "CachedRows":
         used, blocks = np.unique(self.blocks[indices], return_inverse=True)
-        return CachedRows([self.refs[block] for block in used], blocks, self.offsets[indices])
+        return CachedRows([self.refs[block] for block in used], blocks, self.offsets[indices], early=False)
 
     def examples(self, size: int | None) -> Iterator[Example]:  # noqa: ARG002 - they have the size of the cache
-        columns: dict[int, dict[str, np.ndarray]] = {}
-        for block, offset in zip(self.blocks.tolist(), self.offsets.tolist(), strict=True):
-            if block not in columns:  # the first rows need not wait until the last are decoded
-                columns[block] = ray.get(self.refs[block])
+        columns = ray.get(list(self.refs))
+        for block, offset in zip(self.blocks, self.offsets, strict=True):
             yield Example(*(columns[block][name][offset] for name in ("key", "image", "alpha", "error")))
 
 
@@ -75,14 +74,14 @@ def cache(
         first: all row numbers, in the order in which they will be read first.
     """
     wanted = np.arange(len(rows)) if first is None else np.array(list(dict.fromkeys(first.tolist())))
-    # Blocks follow that order, so that the first is all that the first batch waits for; unless neighbours cost less.
+    # Blocks follow that order, so that the first are all that the first batch waits for; unless neighbours cost less.
     order = wanted if rows.scattered else np.arange(len(rows))
     blocks, offsets = np.divmod(np.argsort(order), TASK_ROWS)
     refs: dict[int, ray.ObjectRef] = {}
     for block in dict.fromkeys(blocks[wanted].tolist()):
         piece = order[block * TASK_ROWS : (block + 1) * TASK_ROWS]
         refs[block] = decoded.remote(rows.take(piece), size, mailbox)
-    return CachedRows([refs[block] for block in sorted(refs)], blocks, offsets)
+    return CachedRows([refs[block] for block in sorted(refs)], blocks, offsets, early=rows.scattered)
 
 
 @ray.remote(num_cpus=READ_CPUS, max_retries=-1)
@@ -153,7 +152,6 @@ def dataset(source: "PairSource") -> Dataset:
     # One block suffices: the source cuts its own, and Ray would split them further to reach a number of its choosing.
     read = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=1)
     read.context.execution_options.preserve_order = True
-    read.context.target_max_block_size = TASK_ROWS * source.row_bytes  # else a task's blocks travel as one, at its end
     read.context.enable_progress_bars = False  # the console's own shows it
     read.context.print_on_execution_start = False
     read.context.raise_original_map_exception = True  # whose message is for the user
@@ -212,13 +210,12 @@ class PairSource(Datasource):
     ) -> None:
         super().__init__()
         self._rows, self._size, self._mailbox, self._order = rows, size, mailbox, order
-        self.row_bytes = size * size * 4
 
     def get_name(self) -> str:
         return "Pairs"
 
     def estimate_inmemory_data_size(self) -> int:
-        return len(self._rows) * self.row_bytes
+        return len(self._rows) * self._row_bytes()
 
     def get_read_tasks(
         self,
@@ -227,20 +224,25 @@ class PairSource(Datasource):
         data_context: Any = None,
     ) -> list[ReadTask]:
         """One task for every few rows. Called anew for every execution."""
-        mixes = [np.arange(len(self._rows))]
-        if self._order is not None:
-            mixes = self._order(data_context._execution_idx if data_context else 0)
+        execution = data_context._execution_idx if data_context else 0
+        mixes = [np.arange(len(self._rows))] if self._order is None else self._order(execution)
         # A smaller part of a mix would fetch the same row groups or blocks as its neighbours.
         task_rows = TASK_ROWS if self._order is None or self._rows.scattered else MIX
         tasks = [mix[start : start + task_rows] for mix in mixes for start in range(0, len(mix), task_rows)]
+        if execution == 0 and isinstance(self._rows, CachedRows) and self._rows.early:
+            # The first batch need not wait for all of its mix. Two, as Ray Data hands out a block when it has the next.
+            tasks[:1] = [part for part in np.split(tasks[0], (TASK_ROWS, 2 * TASK_ROWS)) if len(part)]
         return [self._task(indices, per_task_row_limit) for indices in tasks]
 
     def _task(self, indices: np.ndarray, row_limit: int | None) -> ReadTask:
         metadata = BlockMetadata(
-            num_rows=len(indices), size_bytes=len(indices) * self.row_bytes, input_files=None, exec_stats=None
+            num_rows=len(indices), size_bytes=len(indices) * self._row_bytes(), input_files=None, exec_stats=None
         )
         read = partial(read_blocks, self._rows.take(indices), self._size, self._mailbox)
         return ReadTask(read, metadata, per_task_row_limit=row_limit)
+
+    def _row_bytes(self) -> int:
+        return self._size * self._size * 4
 
 
 def read_blocks(rows: Rows, size: int, mailbox: "ray.actor.ActorHandle[Mailbox]") -> Iterator[Block]:
