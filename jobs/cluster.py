@@ -33,6 +33,14 @@ from matting.storage import StorageError
 
 QUIET_SECONDS = 15  # between lines of progress where there is no terminal
 GROWTH_MINUTES = 15  # that a cluster may take to grow: a GPU node needs five, its packages included
+# Environment of a cluster of this machine alone. Ray looks at its own processes and log files up to ten times a second,
+# and each time a thread of the network's is put aside, for which the others wait; nobody asks here for what it sees.
+UNWATCHED = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # files, from which on that interval holds
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a laptop's runs leaves it
+}
 NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler starts and ends
 
 
@@ -119,7 +127,8 @@ def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     cores = os.cpu_count() or 1
     if own and cpus <= cores:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a laptop's runs leaves it
+        for name, value in UNWATCHED.items():
+            os.environ.setdefault(name, value)
         # "local": not the cluster that somebody else started on this machine.
         ray.init(
             address="local",
