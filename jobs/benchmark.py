@@ -280,6 +280,9 @@ def trainings(results: Results, work: Workload, options: BenchmarkConfig) -> Non
         results.add(f"train, {name}", "samples/s", found.samples_a_second)
         results.add(f"train, {name}, waiting for data", "%", 100 * found.waiting)
         results.add(f"train, {name}, first batch after Ray is up", "s", found.first_batch)
+        if name == "packed":  # between the two that it is compared with: minutes later a machine may be another's
+            step = alone(measure.step, work.checkpoint, os.cpu_count() or 1, options.seconds)
+            results.add("step alone, between trainings", "samples/s", step)
     found = trained(work, work.packed, options.seconds, without_network=True)
     results.add("train without network, packed", "CPU-ms", found.cpu_ms)
 

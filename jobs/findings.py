@@ -86,7 +86,7 @@ def compared(results: Results) -> dict[str, float]:
     predictions = [name for name in names if re.fullmatch("predict, .*, (none|guided)", name)]
     none, guided = predictions[:2]  # of the first collection
     # What one worker's step makes of all cores, though a process for each core may make more.
-    same_step = next(name for name in names if name.startswith("network alone, training, 1 ×"))
+    same_step = "step alone, between trainings"
     networks = ("network alone, predicting", "network alone, predicting, floats")
     pairs = [(name, network) for network in networks for name in predictions]
     pairs += [(network, "plain eager fp32") for network in networks]

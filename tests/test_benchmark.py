@@ -107,7 +107,6 @@ def figures(rounds: int) -> Results:
         for name, value in {
             "network alone, predicting": 50,
             "network alone, predicting, floats": 30,
-            "network alone, training, 1 × 2 threads": 19,
             "network alone, training": 20,
             "plain eager fp32": 20,
             "predict, s, none": 45,
@@ -121,6 +120,7 @@ def figures(rounds: int) -> Results:
             results.add(name, "photos/s", value * (number + 1))
         for name, value in {
             "train, packed": 19,
+            "step alone, between trainings": 19,
             "train, raw": 18,
             "train, raw, not kept": 17,
             "train, packed, 2 workers": 20,
@@ -148,7 +148,7 @@ def test_tells_medians_ratios_of_each_round_and_what_bounds_a_job(
     assert told["ratios"]["predict, s, mirrored / predict, s, guided"] == 0.25
     assert told["ratios"]["train, raw / script, training, DataLoader, raw"] == 1.5
     assert told["ratios"]["train, packed / network alone, training"] == 0.95
-    assert told["ratios"]["train, packed / network alone, training, 1 × 2 threads"] == 1
+    assert told["ratios"]["train, packed / step alone, between trainings"] == 1
     size = "predict without network, {} photos"
     assert told["ratios"][f"{size.format('5,000')} / {size.format('500')}"] == pytest.approx(1.05)
     assert told["sentences"] == [
