@@ -1,11 +1,11 @@
-"""Score a checkpoint, or mattes that any other system made, against true mattes at their own size.
+"""Score a checkpoint, or the mattes of any other system, against true mattes at their own size.
 
-    1. pairs of a split                                     driver
-    2. decode, predict (or read the prediction), six        tasks, some pairs each
-       metrics of every picture, and the confidence
-    3. per_image.parquet, metrics.json, report.html         driver -> <output>/
+    1. pairs of a split                                              driver
+    2. decode, predict (or read the prediction), six metrics of      tasks, some pairs each
+       every image, and the confidence
+    3. per_image.parquet, summary.json, report.html                  driver -> <output>/
 
-A picture that has no prediction is an error, never left out of the mean.
+An image without a prediction is an error, since a mean without it would be too good.
 """
 
 import io
@@ -21,15 +21,25 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from jobs import cluster, config
-from matting import checkpoint, images, report, storage
-from matting.collection import SPLITS, DataError, Example, PairOptions, Pairs, Rows, open_pairs, too_many_rejected
-from matting.metrics import METRICS, MetricSums, confidence, image_metrics, risk_coverage_area
-from matting.pairs import some
-from matting.predictor import Network, Predictor, Refine
+from jobs.common import cluster, config
+from jobs.common.cases import PredictAlpha, predict_cases
+from jobs.common.cli import JobError, command_line, run_job
+from jobs.common.console import Console
+from jobs.evaluation.alphas import Alphas, CheckpointAlphas, FileAlphas
+from matting.data import images
+from matting.data.dataset import SPLITS, DataError, PairDataset, PairOptions, open_dataset, too_many_rejected
+from matting.data.rows import Example, Rows
+from matting.inference.predictor import Refine
+from matting.messages import first_few
+from matting.nn.metrics import METRICS, MetricSums, confidence, image_metrics, risk_coverage_area
+from matting.results import report
+from matting.results.metric_labels import label_metrics
+from matting.storage import store
+from matting.storage.uri import absolute_uri, absolute_uris, join_uri
 
-TASK_ROWS = 16
-CASES = 4  # in each group of the page, of all collections together
+PAIRS_PER_TASK = 16
+
+CASES = 4  # images in each group of the page, over all datasets together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +49,11 @@ class EvaluateConfig(PairOptions):
     Args:
         data: URI of raw or packed pairs, or "synthetic"; several with commas between.
         output: URI of the folder for the results.
-        checkpoint: URI of a checkpoint folder to score.
-        predictions: in its place, URI of a folder of mattes <key>.png or <key without suffix>.png.
+        checkpoint: URI of the checkpoint folder to score.
+        predictions: URI of a folder of mattes to score instead, named <key>.png or <key without suffix>.png.
         beside: URI of another checkpoint folder, whose mattes the page shows beside these.
-        refine: how a checkpoint's alphas get to the photo's size, as in predict.
-        split: to score, or "all".
+        refine: Method of enlarging a checkpoint's alphas to the photo's size, as in predict.
+        split: Split to score, or "all".
     """
 
     data: str
@@ -61,44 +71,11 @@ class EvaluateConfig(PairOptions):
             raise ValueError("--refine is for the alphas of a checkpoint; --predictions are scored as they are")
 
 
-class CheckpointAlphas:
-    """Alphas that a checkpoint predicts."""
-
-    def __init__(self, uri: str, refine: Refine) -> None:
-        self.uri = uri
-        loaded = checkpoint.load(cluster.absolute(uri))
-        self.source = f"{uri}, SHA-256 {loaded.identity[:16]}…, refine {refine}"
-        # In float32, so that figures do not depend on the hardware.
-        self._predictor = Predictor(Network(loaded, number_format="fp32"), refine)
-
-    def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the picture is enough
-        """alpha_HW."""
-        return self._predictor.alphas([image_HWC])[0]
-
-
-class FileAlphas:
-    """Alphas that some other system left in files."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = self.source = cluster.absolute(uri)
-        storage.list_files(self._uri)  # an empty or missing place is an error at once
-
-    def __call__(self, key: str, image_HWC: images.Pixels) -> images.Pixels:  # noqa: ARG002 - the key is enough
-        """alpha_HW, of whatever size the file has. Raises BadImage if there is none, or it is not a matte."""
-        names = (f"{key}.png", f"{key.rpartition('.')[0]}.png")
-        for name in names:
-            try:
-                return images.decode_alpha(storage.read_bytes(storage.join(self._uri, name)))
-            except storage.NotFoundError:
-                continue
-        raise images.BadImage(f"no prediction; looked for {' and '.join(names)}")
-
-
-Alphas = CheckpointAlphas | FileAlphas
+ScoredRow = dict[str, Any]  # key, split, metrics, confidence; rejected and unpredicted: reasons, or ""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score, and leave the results."""
+    """Score every pair of the split, and write the results."""
     options = config.parse(EvaluateConfig, argv)
     alphas: Alphas = (
         CheckpointAlphas(options.checkpoint, options.refine)
@@ -106,54 +83,97 @@ def main(argv: Sequence[str]) -> None:
         else FileAlphas(str(options.predictions))
     )
     beside = CheckpointAlphas(options.beside, options.refine) if options.beside else None
-    pairs = open_pairs(cluster.absolute_each(options.data), options)
+    pairs = open_dataset(absolute_uris(options.data), options)
     splits = SPLITS if options.split == "all" else (options.split,)
     total = sum(pairs.counts()[split] for split in splits)
     if not total:
         raise DataError(f"{options.data} has no pairs in split '{options.split}': {pairs.counts()}.")
-    output = cluster.absolute(options.output)
-    storage.check_writable(output)
+    output = absolute_uri(options.output)
+    store.check_writable(output)
+
+    rows = score_splits(pairs, splits, alphas)
+    rejected = {row["key"]: row["rejected"] for row in rows if row["rejected"]}
+    if failure := too_many_rejected(rejected, total, options.max_rejected_fraction):
+        raise JobError(failure)
+    require_predictions(rows)
+
+    scored = sorted((row for row in rows if not row["rejected"]), key=lambda row: row["key"])
+    by_dataset = {prefix: [row for row in scored if row["key"].startswith(prefix)] for prefix in pairs.prefixes}
+    means = means_of(scored)
+    dataset_means = {prefix.rstrip("/"): means_of(rows) for prefix, rows in by_dataset.items() if rows and prefix}
+    write_scores(output, scored)
+    write_evaluation_summary(output, options, means, dataset_means)
+    cases, unreadable = cases_by_dataset(pairs, by_dataset, alphas, beside)
+    left_out = [*pairs.unpaired, *rejected.items(), *unreadable.items()]
+    write_evaluation_page(
+        output,
+        options,
+        facts={
+            "Predictions": alphas.source,
+            "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+            "Confidence": describe_confidence(scored, means),
+            **({"Beside them": beside.source} if beside else {}),
+        },
+        means={"all": means, **dataset_means},
+        cases=cases,
+        left_out=left_out,
+    )
+    print_means(output, means, dataset_means, len(left_out))
+
+
+# Score ----------------------------------------------------------------------------------------------------------------
+
+
+def score_splits(pairs: PairDataset, splits: Sequence[str], alphas: Alphas) -> list[ScoredRow]:
+    """Score every pair of these splits in Ray tasks.
+
+    Args:
+        pairs: The dataset.
+        splits: Names of the splits.
+        alphas: Predictions to score.
+
+    Returns:
+        A row for each pair, in no order.
+    """
     cluster.start(cpus=0, reading=1, gpus=0, what="Scoring tasks")
-    with cluster.Console() as console:
-        progress = console.progress("scoring", total, "pictures")
-        scored = []
+    scored = []
+    with Console() as console:
+        progress = console.progress("scoring", sum(len(pairs.splits[split]) for split in splits), "images")
         for split in splits:
             for row in score(pairs.splits[split], alphas):
                 scored.append({**row, "split": split})
                 progress.update(1)
-    rejected = {row["key"]: row["rejected"] for row in scored if row["rejected"]}
-    unpredicted = {row["key"]: row["unpredicted"] for row in scored if row["unpredicted"]}
-    if failure := too_many_rejected(rejected, total, options.max_rejected_fraction):
-        raise cluster.JobError(failure)
-    if unpredicted:
-        reasons = [f"{key}: {reason}" for key, reason in unpredicted.items()]
-        raise cluster.JobError(
-            f"{len(unpredicted)} of {total} pictures have no usable prediction: {some(reasons)}. A mean without "
-            "them would flatter, so there is none. Predict them, or correct --predictions."
-        )
-    leave_results(options, pairs, output, alphas, beside, [row for row in scored if not row["rejected"]], rejected)
+    return scored
 
 
-def score(rows: Rows, alphas: Alphas) -> Iterator[dict[str, Any]]:
-    """Every row's key and metrics, or why it has none, as they come."""
-    dataset = ray.data.range(len(rows), override_num_blocks=max(1, len(rows) // TASK_ROWS))
+def score(rows: Rows, alphas: Alphas) -> Iterator[ScoredRow]:
+    """Score the pairs of one split, and yield their rows as they come."""
+    dataset = ray.data.range(len(rows), override_num_blocks=max(1, len(rows) // PAIRS_PER_TASK))
     dataset.context.enable_progress_bars = False
-    what = [ray.put(rows), ray.put(alphas)]
-    yield from dataset.map_batches(partial(score_some, what=what), batch_size=TASK_ROWS, num_cpus=1).iter_rows()
+    score_task = partial(score_batch, shared=[ray.put(rows), ray.put(alphas)])
+    yield from dataset.map_batches(score_task, batch_size=PAIRS_PER_TASK, num_cpus=1).iter_rows()
 
 
-def score_some(batch: dict[str, np.ndarray], what: list[ray.ObjectRef]) -> dict[str, list[Any]]:
-    """One task: numbers of rows in, their metrics out."""
-    rows, alphas = ray.get(what)
+def score_batch(batch: dict[str, np.ndarray], shared: list[Any]) -> dict[str, list[Any]]:
+    """Score some pairs: one Ray task.
+
+    Args:
+        batch: Indices of the pairs, as the column "id".
+        shared: References to all pairs of the split, and to the predictions.
+
+    Returns:
+        Columns of ScoredRow.
+    """
+    rows, alphas = ray.get(shared)
     scored = [score_one(alphas, example) for example in rows.take(batch["id"]).examples(None)]
     return {name: [row[name] for row in scored] for name in scored[0]}
 
 
-def score_one(alphas: Alphas, example: Example) -> dict[str, Any]:
-    """One picture: its key and metrics, or why it has none."""
-    row: dict[str, Any] = {"key": example.key, "rejected": example.error, "unpredicted": ""}
+def score_one(alphas: Alphas, example: Example) -> ScoredRow:
+    """Score one pair; a pair that is rejected or has no prediction has NaN for every metric."""
+    row: ScoredRow = {"key": example.key, "rejected": example.error, "unpredicted": ""}
     metrics = dict.fromkeys((*METRICS, "confidence"), float("nan"))
-    if not example.error:
+    if example.image is not None and example.alpha is not None:
         try:
             pred_alpha = alphas(example.key, example.image)
             height, width = example.alpha.shape
@@ -164,61 +184,22 @@ def score_one(alphas: Alphas, example: Example) -> dict[str, Any]:
     return {**row, **metrics}
 
 
-def leave_results(
-    options: EvaluateConfig,
-    pairs: Pairs,
-    output: str,
-    alphas: Alphas,
-    beside: CheckpointAlphas | None,
-    scored: list[dict[str, Any]],
-    rejected: Mapping[str, str],
-) -> None:
-    """per_image.parquet, metrics.json, report.html; and the figures on the terminal."""
-    scored.sort(key=lambda row: row["key"])
-    by_source = {prefix: [row for row in scored if row["key"].startswith(prefix)] for prefix in pairs.prefixes}
-    means = means_of(scored)
-    of_sources = {prefix.rstrip("/"): means_of(rows) for prefix, rows in by_source.items() if rows and prefix}
-    errors = [row["mad"] for row in scored]
-    best = risk_coverage_area(errors, [-error for error in errors])
-    sink = io.BytesIO()
-    columns = ("key", "split", *METRICS, "confidence")
-    pq.write_table(pa.Table.from_pylist([{name: row[name] for name in columns} for row in scored]), sink)
-    storage.write_bytes(storage.join(output, "per_image.parquet"), sink.getvalue())
-    facts = {
-        "Predictions": alphas.source,
-        "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
-        "Confidence": f"area under the risk-coverage curve of MAD {means['aurc']:.2f}e-3 "
-        f"(by chance {means['mad']:.2f}e-3, at best {best:.2f}e-3)",
-    }
-    if beside:
-        facts["Beside them"] = beside.source
-    groups, gone = page_cases(pairs, by_source, alphas, beside)
-    left_out = [*pairs.unpaired, *rejected.items(), *gone.items()]
-    page = report.page(
-        title=f"Evaluation on the {options.split} split",
-        command=cluster.command(),
-        facts=facts,
-        figures=[
-            {"pairs": name, "split": options.split, "pictures": figures["n"], **report.labelled(figures)}
-            for name, figures in {"all": means, **of_sources}.items()
-        ],
-        history=[],
-        groups=groups,
-        skipped=left_out,
-    )
-    storage.write_bytes(storage.join(output, "report.html"), page.encode())
-    results = {**means, "sources": of_sources} if of_sources else means
-    storage.write_bytes(storage.join(output, "metrics.json"), (json.dumps(results, indent=2) + "\n").encode())
-    for name, figures in {**of_sources, "all": means}.items():
-        line = "  ".join(f"{metric} {value:.6g}" for metric, value in figures.items())
-        print(f"{name}: {line}" if of_sources else line)
-    if left_out:
-        print(f"Left out, and named on the page: {len(left_out):,}.")
-    print(f"Page: {output}/report.html")
+def require_predictions(rows: Sequence[ScoredRow]) -> None:
+    """Check that every pair has a prediction.
+
+    Raises:
+        JobError: Some have none, or one that cannot be used.
+    """
+    reasons = [f"{row['key']}: {row['unpredicted']}" for row in rows if row["unpredicted"]]
+    if reasons:
+        raise JobError(
+            f"{len(reasons)} of {len(rows)} images have no usable prediction: {first_few(reasons)}. A mean without "
+            "them would flatter, so there is none. Predict them, or correct --predictions."
+        )
 
 
-def means_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each metric; and how well confidence ranks, as the area under the risk-coverage curve of MAD."""
+def means_of(rows: Sequence[ScoredRow]) -> dict[str, float]:
+    """Return the mean of each metric, and "aurc": the area under the risk-coverage curve of MAD by confidence."""
     sums = MetricSums()
     for row in rows:
         sums.add({name: row[name] for name in METRICS})
@@ -226,31 +207,118 @@ def means_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {**sums.mean(), "aurc": area}
 
 
-def page_cases(
-    pairs: Pairs, by_source: Mapping[str, list[dict[str, Any]]], alphas: Alphas, beside: CheckpointAlphas | None
+# Report ---------------------------------------------------------------------------------------------------------------
+
+
+def write_scores(output: str, scored: Sequence[ScoredRow]) -> None:
+    """Write per_image.parquet: key, split, metrics and confidence of every scored pair."""
+    columns = ("key", "split", *METRICS, "confidence")
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{name: row[name] for name in columns} for row in scored]), sink)
+    store.write_bytes(join_uri(output, "per_image.parquet"), sink.getvalue())
+
+
+def write_evaluation_summary(
+    output: str, options: EvaluateConfig, means: Mapping[str, float], dataset_means: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Write summary.json: what was scored, the means, and with several datasets the means of each."""
+    content = {
+        "command": command_line(),
+        "checkpoint": options.checkpoint,
+        "predictions": options.predictions,
+        "data": options.data,
+        "split": options.split,
+        **means,
+        **({"sources": dataset_means} if dataset_means else {}),
+    }
+    store.write_bytes(join_uri(output, "summary.json"), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def describe_confidence(scored: Sequence[ScoredRow], means: Mapping[str, float]) -> str:
+    """Return how well confidence ranks the images by MAD, between chance and the best possible ranking."""
+    errors = [row["mad"] for row in scored]
+    best = risk_coverage_area(errors, [-error for error in errors])
+    return (
+        f"area under the risk-coverage curve of MAD {means['aurc']:.2f}e-3 "
+        f"(by chance {means['mad']:.2f}e-3, at best {best:.2f}e-3)"
+    )
+
+
+def cases_by_dataset(
+    pairs: PairDataset,
+    by_dataset: Mapping[str, Sequence[ScoredRow]],
+    alphas: Alphas,
+    beside: CheckpointAlphas | None,
 ) -> tuple[dict[str, list[report.Case]], dict[str, str]]:
-    """The best, median and worst pictures of each collection, predicted once more; each by both, if there are two. And
-    which of these cannot be read any more."""
-    groups: dict[str, list[report.Case]] = {}
-    gone: dict[str, str] = {}
-    for prefix, rows in by_source.items():
-        split_of = {row["key"]: row["split"] for row in rows}
-        each = max(1, CASES // len(by_source))
-        for group, keys in report.pick_cases([(row["key"], row["mad"]) for row in rows], each).items():
-            shown = groups.setdefault(f"{prefix.rstrip('/')}: {group}" if prefix else group, [])
-            for key in keys:
-                example = pairs.example(split_of[key], key)
-                if example.error:
-                    gone[key] = f"scored, and gone since: {example.error}"
-                    continue
-                shown.append(report.case(key, example.image, example.alpha, alphas(key, example.image)))
-                if beside:
-                    other = beside(key, example.image)
-                    shown.append(
-                        report.case(f"{key}, by {beside.source.partition(',')[0]}", example.image, example.alpha, other)
-                    )
-    return groups, gone
+    """Predict the best, median and worst images of each dataset again, for the page.
+
+    Args:
+        pairs: The datasets.
+        by_dataset: Scored rows of each dataset, by the prefix of its keys.
+        alphas: Predictions that were scored.
+        beside: Another checkpoint, whose predictions are shown too.
+
+    Returns:
+        Cases by the page's headings; and, by key, the reasons why pairs cannot be read any more.
+    """
+    predictions: dict[str, PredictAlpha] = {"": alphas}
+    if beside:
+        predictions[f", by {beside.uri}"] = beside
+    cases: dict[str, list[report.Case]] = {}
+    unreadable: dict[str, str] = {}
+    for prefix, rows in by_dataset.items():
+        scores = [(row["split"], row["key"], row["mad"]) for row in rows]
+        groups, gone = predict_cases(pairs, scores, predictions, max(1, CASES // len(by_dataset)))
+        cases |= {f"{prefix.rstrip('/')}: {group}" if prefix else group: found for group, found in groups.items()}
+        unreadable |= gone
+    return cases, unreadable
+
+
+def write_evaluation_page(
+    output: str,
+    options: EvaluateConfig,
+    *,
+    facts: Mapping[str, str],
+    means: Mapping[str, Mapping[str, float]],
+    cases: Mapping[str, Sequence[report.Case]],
+    left_out: Sequence[tuple[str, str]],
+) -> None:
+    """Write report.html.
+
+    Args:
+        output: URI of the output folder.
+        options: Options of the job.
+        facts: Facts at the top of the page, by name.
+        means: Means of all pairs and of each dataset, by name.
+        cases: Cases by heading.
+        left_out: Key and reason of each pair that was left out.
+    """
+    page = report.report_page(
+        title=f"Evaluation on the {options.split} split",
+        command=command_line(),
+        facts=facts,
+        figures=[
+            {"pairs": name, "split": options.split, "images": figures["n"], **label_metrics(figures)}
+            for name, figures in means.items()
+        ],
+        history=[],
+        groups=cases,
+        skipped=left_out,
+    )
+    store.write_bytes(join_uri(output, "report.html"), page.encode())
+
+
+def print_means(
+    output: str, means: Mapping[str, float], dataset_means: Mapping[str, Mapping[str, float]], left_out: int
+) -> None:
+    """Print the means, the number of pairs that were left out, and where the page is."""
+    for name, figures in {**dataset_means, "all": means}.items():
+        line = "  ".join(f"{metric} {value:.6g}" for metric, value in figures.items())
+        print(f"{name}: {line}" if dataset_means else line)
+    if left_out:
+        print(f"Left out, and named on the page: {left_out:,}.")
+    print(f"Page: {output}/report.html")
 
 
 if __name__ == "__main__":
-    cluster.run(main)
+    run_job(main)

@@ -1,17 +1,17 @@
 """Pack raw pairs into Parquet parts, which training reads with a few large requests.
 
-    1. pairs, sorted by split and key, cut into parts    driver
-    2. fetch, decode, shrink, soften, write one part     a task each, skipped where the part is there already
-    3. the description file                              driver, last
+    1. pairs, sorted by split and key, cut into parts           driver
+    2. fetch, decode, shrink, soften, write one part            one task per part, skipped if the part is there already
+    3. the description file                                     driver, last
 
-The same pairs and options give the same bytes. A run that was killed goes on with the parts that are missing, and with
-those that lack a pair; one that is finished is done, but for pairs that the store did not give.
+The same pairs and options give the same bytes. After a kill, the same command makes the missing parts, and again those
+that lack a pair. On a finished packing it does nothing, unless storage failed on some of its pairs.
 """
 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,54 +21,50 @@ import PIL
 import pyarrow as pa
 import ray.data
 
-from jobs import cluster, config
-from matting import images, shards, storage
-from matting.collection import SPLITS, RawRows, too_many_rejected
-from matting.pairs import Pair, find_pairs
-from matting.predictions import pair_predictions
-from matting.soften import is_mask
-from matting.soften import soften as softened
-from matting.storage import FOR_NOW
+from jobs.common import cluster, config
+from jobs.common.cli import JobError, run_job
+from jobs.common.console import Console
+from matting.data import images, shards
+from matting.data.dataset import SPLITS, too_many_rejected
+from matting.data.pairs import Pair, RawPairOptions, find_pairs
+from matting.data.rows import RawRows, decode_pair
+from matting.data.soften import is_mask
+from matting.data.soften import soften as soften_mask
+from matting.results.pseudo_labels import pair_predictions
+from matting.storage import store
+from matting.storage.errors import FOR_NOW
+from matting.storage.uri import absolute_uri, join_uri
 
-PART_ROWS = 256  # some 10 MB at 320 pixels: a second of a store's time, seconds of a core's
+PART_ROWS = 256  # some 10 MB at 320 pixels: about a second of storage time, and seconds of a core's time
 JPEG_QUALITY = 95
 
 
-@dataclass(frozen=True)
-class PackConfig:
+@dataclass(frozen=True, kw_only=True)
+class PackConfig(RawPairOptions):
     """Pack raw pairs into Parquet parts.
 
     Args:
         pairs: URI of the raw pairs, or of a manifest; or, with photos, of the output folder of jobs/predict.py.
         output: URI of the folder for the parts.
-        photos: URI of the photos that pairs are the predicted mattes of. All these pairs are for training.
-        min_confidence: of a predicted matte, as its ledger has it, in [0, 1]; those with less are passed over.
-        layout: folder rule: aisegment, p3m, ppm, folders, manifest; "auto" looks.
-        side: pixels of the longer side, to which larger pictures are shrunk; smaller ones keep their bytes. 0: never.
-        soften: pixels of the packed picture, on either side of the edge of a binary mask, in which to find a soft alpha
-            by closed-form matting; 0: masks stay as they are. Mattes that are soft already always do. Needs the extra
-            "soften".
-        split_seed: of the 80/10/10 split by subject.
-        max_unpaired_fraction: of files without a partner, above which to refuse the pairs.
-        max_rejected_fraction: of pairs that cannot be decoded, above which to fail.
+        photos: URI of photos whose predicted mattes are the pairs (pseudo-labels). All of them are for training.
+        min_confidence: Lowest confidence of a predicted matte, in [0, 1], as in its ledger; others are left out.
+        side: Longer side, in pixels, to which larger images are shrunk; smaller ones keep their bytes. 0 for never.
+        soften: Distance from the edge of a binary mask, in pixels of the packed image, within which closed-form matting
+            finds a soft alpha. 0 keeps masks as they are; soft mattes are always kept. Needs the extra "soften".
     """
 
     pairs: str
     output: str
     photos: str | None = None
     min_confidence: float = 0.0
-    layout: str = "auto"
     side: int = 320
     soften: int = 0
-    split_seed: int = 0
-    max_unpaired_fraction: float = 0.01
-    max_rejected_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         if self.side < 0:
             raise ValueError(f"--side must be 0 or more, is {self.side}")
         if self.min_confidence and not self.photos:
-            raise ValueError("--min_confidence is of predicted mattes: give --photos too")
+            raise ValueError("--min-confidence is of predicted mattes: give --photos too")
         if self.soften < 0:
             raise ValueError(f"--soften must be 0 or more, is {self.soften}")
         if self.soften and importlib.util.find_spec("pymatting") is None:
@@ -77,47 +73,47 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """One part to be made."""
+    """Plan of one part.
+
+    Args:
+        uri: URI of the part's file.
+        split: Split of its pairs.
+        pairs: The pairs, sorted by key.
+        fingerprint: Hash of the pairs and options that go into the part.
+    """
 
     uri: str
     split: str
     pairs: tuple[Pair, ...]
-    fingerprint: str  # of what goes into it
+    fingerprint: str
 
 
 def main(argv: Sequence[str]) -> None:
-    """Pack, and say what was left out."""
+    """Plan the parts, make the missing ones, describe them, and print which pairs are left out."""
     began = datetime.now(UTC)
     options = config.parse(PackConfig, argv)
-    source, output = cluster.absolute(options.pairs).rstrip("/"), cluster.absolute(options.output)
+    source, output = absolute_uri(options.pairs).rstrip("/"), absolute_uri(options.output)
     if options.photos:
-        found = pair_predictions(source, cluster.absolute(options.photos), options.min_confidence)
+        found = pair_predictions(source, absolute_uri(options.photos), options.min_confidence)
     else:
-        found = find_pairs(source, options.layout, options.split_seed, options.max_unpaired_fraction)
+        found = find_pairs(source, options)
     name = source.rpartition("/")[2]
     recipe = {"pairs": found.fingerprint, "source": name, "side": options.side, "soften": options.soften}
     recipe["pillow"] = PIL.__version__
-    parts = plan(output, found.pairs, recipe)
+    parts = plan_parts(output, found.pairs, recipe)
     plan_hash = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
-    if shards.is_packed(output):
-        description = shards.read_description(output)
-        is_unavailable = any(FOR_NOW in reason for _, reason in description["rejected"])
-        if description["plan"] == plan_hash and not is_unavailable:
-            print(f"{output} holds these pairs already, packed with these options. Nothing left to do.")
-            return
-        storage.delete(storage.join(output, shards.DESCRIPTION))  # no longer true from the first part on
-    storage.check_writable(output)
-    cluster.start(cpus=0, reading=1, gpus=0, what="Packing tasks")
-    with cluster.Console() as console:
-        progress = console.progress("packing", len(found.pairs), "pairs")
-        done = []
-        for part in make_parts(parts, name, options.side, options.soften):
-            progress.update(part["rows"] + len(part["rejected"]))
-            done.append(part)
-    rejected = {key: reason for part in done for key, reason in part["rejected"]}
+    if is_finished(output, plan_hash):
+        print(f"{output} holds these pairs already, packed with these options. Nothing left to do.")
+        return
+    store.check_writable(output)
+    store.delete(join_uri(output, shards.DESCRIPTION))  # of an earlier packing: not true any more after the first part
+
+    made = make_all_parts(parts, name, options)
+    rejected = {key: reason for part in made for key, reason in part["rejected"]}
     if failure := too_many_rejected(rejected, len(found.pairs), options.max_rejected_fraction):
-        raise cluster.JobError(failure)
-    counts = {split: sum(part["rows"] for part in done if part["split"] == split) for split in SPLITS}
+        raise JobError(failure)
+
+    counts = {split: sum(part["rows"] for part in made if part["split"] == split) for split in SPLITS}
     shards.write_description(
         output,
         {
@@ -128,58 +124,78 @@ def main(argv: Sequence[str]) -> None:
             "counts": counts,
             "unpaired": found.unpaired,
             "rejected": sorted(rejected.items()),
-            "parts": [{field: part[field] for field in ("name", "split", "rows", "sha256")} for part in done],
+            "parts": [{field: part[field] for field in ("name", "split", "rows", "sha256")} for part in made],
         },
     )
-    remove_others(output, {part["name"] for part in done})
-    storage.remove_partials(output, began)
+    remove_other_parts(output, {part["name"] for part in made})
+    store.remove_partials(output, began)
     for key, reason in [*found.unpaired, *rejected.items()]:
         print(f"left out: {key}: {reason}")
-    print(f"Packed {sum(counts.values())} pairs {counts} in {len(done)} parts: {output}")
+    print(f"Packed {sum(counts.values())} pairs {counts} in {len(made)} parts: {output}")
 
 
-def plan(output: str, pairs: Sequence[Pair], recipe: dict[str, Any]) -> list[Part]:
+def plan_parts(output: str, pairs: Sequence[Pair], recipe: dict[str, Any]) -> list[Part]:
     """Cut the pairs into parts of one split each, in the order of their keys."""
     parts: list[Part] = []
     for split in SPLITS:
         rows = [pair for pair in pairs if pair.split == split]
         for start in range(0, len(rows), PART_ROWS):
-            some = tuple(rows[start : start + PART_ROWS])
-            content = json.dumps([recipe, split, [pair.key for pair in some]])
-            uri = storage.join(output, shards.part_name(len(parts)))
-            parts.append(Part(uri, split, some, hashlib.sha256(content.encode()).hexdigest()))
+            part_pairs = tuple(rows[start : start + PART_ROWS])
+            content = json.dumps([recipe, split, [pair.key for pair in part_pairs]])
+            uri = join_uri(output, shards.part_name(len(parts)))
+            parts.append(Part(uri, split, part_pairs, hashlib.sha256(content.encode()).hexdigest()))
     return parts
 
 
-def make_parts(parts: Sequence[Part], source: str, side: int, soften: int) -> Iterator[dict[str, Any]]:
-    """Make every part that is not there yet; what is in each, in order."""
+def is_finished(output: str, plan_hash: str) -> bool:
+    """Return whether the output holds a finished packing of this plan, without pairs that storage failed on."""
+    if not shards.is_packed(output):
+        return False
+    description = shards.read_description(output)
+    return description["plan"] == plan_hash and not any(FOR_NOW in reason for _, reason in description["rejected"])
+
+
+def make_all_parts(parts: Sequence[Part], source: str, options: PackConfig) -> list[dict[str, Any]]:
+    """Make every part that is not there yet, in Ray tasks.
+
+    Returns:
+        A description of each part, in order, as :func:`make_part` encodes it.
+    """
+    cluster.start(cpus=0, reading=1, gpus=0, what="Packing tasks")
     dataset = ray.data.from_items([{"part": number} for number in range(len(parts))], override_num_blocks=len(parts))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    make = partial(make_part, parts=ray.put(list(parts)), source=source, side=side, soften=soften)
-    dataset = dataset.map(make, num_cpus=1)
-    for row in dataset.iter_rows():
-        yield json.loads(row["made"])
+    make = partial(make_part, parts=ray.put(list(parts)), source=source, side=options.side, soften=options.soften)
+    made = []
+    with Console() as console:
+        progress = console.progress("packing", sum(len(part.pairs) for part in parts), "pairs")
+        for row in dataset.map(make, num_cpus=1).iter_rows():
+            part = json.loads(row["made"])
+            progress.update(part["rows"] + len(part["rejected"]))
+            made.append(part)
+    return made
 
 
-def make_part(row: dict[str, Any], parts: ray.ObjectRef, source: str, side: int, soften: int) -> dict[str, str]:
-    """One task: leave the part in the store, and say what is in it."""
-    part: Part = ray.get(parts)[row["part"]]
+def make_part(
+    row: dict[str, Any], parts: "ray.ObjectRef[list[Part]]", source: str, side: int, soften: int
+) -> dict[str, str]:
+    """Make one part, unless it is there already: one Ray task.
+
+    Args:
+        row: Row of the dataset, with the part's number.
+        parts: All parts.
+        source: Name of the dataset, for the part's column of that name.
+        side: Longer side, in pixels, to which larger images are shrunk; 0 for never.
+        soften: Distance in pixels within which masks are softened; 0 for none.
+
+    Returns:
+        The part's description as JSON: name, split, number of rows, SHA-256, and rejected pairs.
+    """
+    part = ray.get(parts)[row["part"]]
     data = existing_part(part)
     if data is None:
-        rows, rejected = [], []
-        places = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
-        for key, image, matte, error in RawRows(pa.table(places)).fetch():
-            try:
-                if error:
-                    raise images.BadImage(error)
-                rows.append(
-                    {"key": key, "split": part.split, "source": source, **pack_pair(image, matte, side, soften)}
-                )
-            except images.BadImage as reason:
-                rejected.append((key, str(reason)))
-        data = shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected)))
-        storage.write_bytes(part.uri, data)
+        data = build_part(part, source, side, soften)
+        store.write_bytes(part.uri, data)
     footer = shards.part_footer(data)
     assert footer is not None
     made = {
@@ -193,23 +209,38 @@ def make_part(row: dict[str, Any], parts: ray.ObjectRef, source: str, side: int,
 
 
 def existing_part(part: Part) -> bytes | None:
-    """The part's bytes, if an earlier run made it of the same pairs with the same options and left none out, which may
-    have been mended since."""
-    if not storage.exists(part.uri):
+    """Return the part's bytes if an earlier run made it of the same pairs with the same options.
+
+    A part that lacks a pair is made anew, since the pair may have been repaired since: then this returns None.
+    """
+    if not store.exists(part.uri):
         return None
-    data = storage.read_bytes(part.uri)
+    data = store.read_bytes(part.uri)
     footer = shards.part_footer(data)
     return data if footer and footer.fingerprint == part.fingerprint and not footer.rejected else None
 
 
+def build_part(part: Part, source: str, side: int, soften: int) -> bytes:
+    """Fetch and pack the pairs of a part, and encode it as Parquet. Arguments are those of make_part."""
+    rows, rejected = [], []
+    columns = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
+    for key, image, matte, error in RawRows(pa.table(columns)).fetch():
+        try:
+            if error:
+                raise images.BadImage(error)
+            rows.append({"key": key, "split": part.split, "source": source, **pack_pair(image, matte, side, soften)})
+        except images.BadImage as reason:
+            rejected.append((key, str(reason)))
+    return shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected)))
+
+
 def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) -> dict[str, Any]:
-    """The columns of one pair: image bytes as they are, unless they are to be shrunk; the matte as 8-bit grey PNG, soft
-    if so asked.
+    """Return the columns of one pair: the image's bytes, encoded anew only if shrunk; the matte as 8-bit grey PNG.
 
     Raises:
-        BadImage: it cannot be used.
+        BadImage: The pair cannot be used.
     """
-    image, alpha = images.decode_pair(image_bytes, matte_bytes)
+    image, alpha = decode_pair(image_bytes, matte_bytes)
     height, width = image.shape[:2]
     if side and max(width, height) > side:
         scale = side / max(width, height)
@@ -217,16 +248,16 @@ def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) ->
         image, alpha = images.resize(image, width, height), images.resize(alpha, width, height)
         image_bytes = images.encode_jpeg(image, JPEG_QUALITY)
     if soften and is_mask(alpha):
-        alpha = softened(image, alpha, soften)
+        alpha = soften_mask(image, alpha, soften)
     return {"image": image_bytes, "matte": images.encode_png(alpha), "width": width, "height": height}
 
 
-def remove_others(output: str, names: set[str]) -> None:
-    """Parts that an earlier packing with more of them left."""
-    for file in storage.list_files(output):
+def remove_other_parts(output: str, names: set[str]) -> None:
+    """Delete parts that an earlier packing with more parts left, all but these names."""
+    for file in store.list_files(output):
         if file.key.startswith("part-") and file.key.endswith(".parquet") and file.key not in names:
-            storage.delete(storage.join(output, file.key))
+            store.delete(join_uri(output, file.key))
 
 
 if __name__ == "__main__":
-    cluster.run(main)
+    run_job(main)

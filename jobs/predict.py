@@ -1,19 +1,20 @@
-"""Matte a collection: a checkpoint and a bucket of photos -> mattes, cutouts, and a ledger that accounts for all.
+"""Predict the mattes of a photo collection: a checkpoint and a bucket of photos -> mattes, cutouts, and a ledger.
 
-    1. photos of the collection, less what the ledger has as done   driver -> what is due
-    2. blocks of due photos: keys and URIs, no pixels               driver -> object store
-    3. fetch, decode, network, encode, put, ledger part             a task a block, one on each core
-       (with GPUs, the network in an actor each, and the rest around it)
-    4. the ledger in one part, report.html                          driver
+    1. photos of the collection, without those that the ledger has as done   driver -> due photos
+    2. blocks of due photos: keys and URIs, no pixels                        driver -> Ray's object store
+    3. fetch, decode, network, encode, put, ledger part                      one task per block, one per core
+       (with GPUs, the network is an actor on each GPU, and the tasks do the rest)
+    4. the ledger in one part, summary.json, report.html                     driver
 
-Meanwhile the driver publishes what the tasks say of their blocks (jobs/telemetry.py).
+Meanwhile the driver publishes the tasks' counts as metrics (jobs/common/telemetry.py).
 
-A photo is done when its outputs and then its ledger row are in the store. A run that is killed loses at most the blocks
-it was at; the next one does what is left.
+A photo is done when its outputs, and then its ledger row, are in the store. A run that is killed loses at most the
+blocks that it was working on; the next run does what is left. A run without due photos writes nothing, so summary.json
+and report.html stay those of the last run that had some.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,38 +25,66 @@ import pyarrow.compute as pc
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
-from jobs import cluster, config, telemetry
-from jobs.blocks import GpuNetwork, Work, blocks, handle_block
-from jobs.outcome import Tally, duration, has_page, kind_of, last_run, remembered, write_page
-from matting import checkpoint, ledger, outputs, storage
-from matting.checkpoint import CheckpointError
-from matting.outputs import CutoutFormat, Settings, Sink, Stage
-from matting.pairs import some
-from matting.photos import Photos, find_photos
-from matting.predictor import Refine
+from jobs.common import cluster, config, telemetry
+from jobs.common.cli import JobError, run_job
+from jobs.common.console import Console
+from jobs.prediction.blocks import PredictionWork, cut_into_blocks, handle_block, start_gpu_networks
+from jobs.prediction.precision import PrecisionOption, UnsupportedFormatError, decide_precision, require_precision
+from jobs.prediction.report import (
+    PredictionSummary,
+    failure_kind,
+    format_duration,
+    has_page,
+    last_run,
+    summary_of_ledger,
+    write_page,
+    write_summary,
+)
+from matting.data.photos import Photos, find_photos
+from matting.inference.predictor import Refine
+from matting.messages import first_few
+from matting.nn import checkpoint
+from matting.nn.checkpoint import CheckpointError
+from matting.nn.precision import NumberFormat
+from matting.results import ledger, pipeline
+from matting.results.pipeline import CutoutFormat, PredictionSettings, Sink, Stage
+from matting.storage import store
+from matting.storage.errors import StorageError
+from matting.storage.uri import absolute_uri
 
-SHARED_CPUS = 0.5  # of a task that waits for a GPU half of the time
+CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
+
+STATE_LABELS = {
+    "new": "new",
+    "changed": "changed since they were predicted",
+    "outdated": "made with another checkpoint or other settings",
+    "transient": "failed when last tried, because the store failed",
+    "failed": "failed before, unchanged (--retry-failed tries them again)",
+    "done": "done",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Matte every photo of a collection.
+    """Predict a matte for every photo of a collection.
 
     Args:
         checkpoint: URI of a checkpoint folder.
         images: URI of a folder of photos, or of a Parquet or CSV table with a column of URIs or of image bytes.
-        output: URI of the folder for mattes, ledger and page.
-        write: what to make of each photo: alpha, cutout, or both with a comma between.
-        format: of cutouts.
-        refine: how alphas get to the photo's size: "none" interpolates; "guided" also looks at the photo; "mirrored"
-            does so after the network has seen the photo's mirror image, too.
-        sink: "files" writes an object for each matte, "table" Parquet parts that hold many.
-        limit: handle at most so many photos in this run.
-        plan: only say what there is to do.
-        retry_failed: handle again what failed before and has not changed since.
-        max_failed: fraction of this run's photos that may fail, above which the job fails.
-        prune: remove the outputs of photos that are no longer in the collection.
-        workers: tasks at a time; by default one for each core of the cluster.
+        output: URI of the folder for mattes, ledger, summary and page.
+        write: Outputs for each photo: alpha, cutout, or both with a comma between.
+        format: File format of cutouts.
+        refine: Method of enlarging alphas to the photo's size: "none" interpolates; "guided" follows the photo's edges;
+            "mirrored" does so after test-time augmentation with the photo's mirror image, in twice the time.
+        precision: Number format of the network. "auto" is the fastest one that all nodes can compute. Formats differ in
+            single pixels of a matte, so with another one every photo is due again.
+        sink: Form of the outputs: "files" for one object per matte, "table" for Parquet parts of many mattes.
+        limit: Number of photos to handle in this run at most.
+        plan: Print what there is to do, and do nothing.
+        retry_failed: Handle photos again that failed before and have not changed since.
+        max_failed: Fraction of this run's photos that may fail, in [0, 1], above which the job fails.
+        prune: Remove the outputs of photos that are no longer in the collection.
+        workers: Number of tasks at a time; by default one for each core of the cluster.
     """
 
     checkpoint: str
@@ -64,6 +93,7 @@ class PredictConfig:
     write: str = "alpha"
     format: CutoutFormat = "png"
     refine: Refine = "guided"
+    precision: PrecisionOption = "auto"
     sink: Sink = "files"
     limit: int | None = None
     plan: bool = False
@@ -84,98 +114,132 @@ class PredictConfig:
 
     @property
     def write_kinds(self) -> tuple[Any, ...]:
-        """Sorted, so that the order of writing them down makes no difference."""
+        """Kinds of outputs, sorted, so that the order on the command line makes no difference."""
         return tuple(sorted({kind.strip() for kind in self.write.split(",") if kind.strip()}))
 
-    @property
-    def settings(self) -> Settings:
-        """What the ledger remembers of these options."""
-        return Settings(self.write_kinds, self.format, self.refine, self.sink)
+    def settings(self, precision: NumberFormat) -> PredictionSettings:
+        """Return the settings that determine the outputs of a photo, for the ledger."""
+        return PredictionSettings(
+            write=self.write_kinds, format=self.format, refine=self.refine, sink=self.sink, precision=precision
+        )
 
 
-def main(argv: Sequence[str], kind_of_work: type[Work] = Work) -> None:
-    """Plan, predict what is due, and leave ledger and page."""
+def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork) -> None:
+    """Plan, predict the due photos, and leave ledger, summary and page."""
     began = datetime.now(UTC)
     options = config.parse(PredictConfig, argv)
     checkpoint_uri, source, output = (
-        cluster.absolute(uri).rstrip("/") for uri in (options.checkpoint, options.images, options.output)
+        absolute_uri(uri).rstrip("/") for uri in (options.checkpoint, options.images, options.output)
     )
     model = checkpoint.load(checkpoint_uri).identity
+    settings = options.settings(decide_precision(options.precision))
     photos = find_photos(source, output)
     known = ledger.read(output)
-    plan = ledger.plan(photos.table, known, model, str(options.settings), options.retry_failed)
+    plan = ledger.plan(photos.table, known, model, str(settings), options.retry_failed)
     due = plan.due.slice(0, options.limit)
     print_plan(source, photos, plan, due, ledger.last_rate(known), options.prune)
     if options.plan:
         return
-    storage.check_writable(output)
-    if options.prune and len(plan.deleted):
-        gone = known.filter(pc.is_in(known["key"], plan.deleted.combine_chunks()))
-        outputs.remove(output, dict(zip(gone["key"].to_pylist(), gone["outputs"].to_pylist(), strict=True)))
-    work = kind_of_work(checkpoint_uri, model, output, options.settings, ledger.new_run(datetime.now(UTC)))
+
+    store.check_writable(output)
+    pruned = plan.deleted if options.prune else pa.chunked_array([], pa.string())
+    remove_outputs(output, known, pruned)
+    work = work_class(checkpoint_uri, model, output, settings, ledger.new_run_name(datetime.now(UTC)))
     if not len(due):
-        merged = ledger.compact(output, plan.deleted if options.prune else ())
-        storage.remove_partials(output, began)
-        if len(merged) and not has_page(output, last_run(merged)):  # that run was killed at its end
-            write_page(work, source, merged, remembered(merged, photos.table), photos)
+        write_missing_page(work, source, ledger.compact(output, pruned), photos)
+        store.remove_partials(output, began)
         print("Nothing left to do.")
         return
     due = with_earlier_outputs(due, known)
     del known
-    pa.default_memory_pool().release_unused()  # what reading took; it may be several times what is left of it
-    tally = predict(work, due, options.workers)
-    merged = ledger.compact(output, plan.deleted if options.prune else ())
+    pa.default_memory_pool().release_unused()  # reading leaves several times the size of what is still needed
+    summary = predict(work, due, options.workers)
+
+    merged = ledger.compact(output, pruned)
     pa.default_memory_pool().release_unused()
-    storage.remove_partials(output, began)
-    write_page(work, source, merged, tally, photos)
-    print_result(output, tally, len(photos.table) - len(due))
-    failed = tally.reasons.total()
-    if failed > options.max_failed * tally.total:
-        raise cluster.JobError(
-            f"{failed:,} of {tally.total:,} photos failed, more than --max-failed {options.max_failed:g} allows. The "
-            f"ledger names them all, with their reasons: {some([f'{key}: {why}' for key, why in tally.failed])}"
+    store.remove_partials(output, began)
+    write_summary(work, summary, len(photos.table))
+    write_page(work, source, merged, summary, photos)
+    print_result(output, summary, len(photos.table) - len(due))
+    failed = summary.reasons.total()
+    if failed > options.max_failed * summary.total:
+        raise JobError(
+            f"{failed:,} of {summary.total:,} photos failed, more than --max-failed {options.max_failed:g} allows. The "
+            f"ledger names them all, with their reasons: {first_few([f'{key}: {why}' for key, why in summary.failed])}"
         )
 
 
+# Plan -----------------------------------------------------------------------------------------------------------------
+
+
 def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, rate: float | None, prunes: bool) -> None:
-    """How much there is, is done and is left."""
-    others = f" ({len(photos.ignored):,} other files: {some(list(photos.ignored))})" if photos.ignored else ""
+    """Print how many photos there are, are done and are left.
+
+    Args:
+        source: URI of the collection.
+        photos: The collection.
+        plan: State of its photos.
+        due: Photos to handle in this run.
+        rate: Throughput of the last run, in photos per second; None if unknown.
+        prunes: Whether this run removes the outputs of deleted photos.
+    """
+    others = f" ({len(photos.ignored):,} other files: {first_few(list(photos.ignored))})" if photos.ignored else ""
     print(f"{len(photos.table):>11,} photos in {source}{others}")
     for state, count in plan.counts.items():
         if count:
-            print(f"{count:>11,} {STATES[state]}")
+            print(f"{count:>11,} {STATE_LABELS[state]}")
     if len(plan.deleted):
         outcome = "are removed" if prunes else "stay; --prune removes them"
         print(f"{len(plan.deleted):>11,} deleted from the collection; their outputs {outcome}")
     limit = f", of which {len(due):,} in this run" if len(due) < len(plan.due) else ""
-    estimate = f", about {duration(len(due) / rate)} at the last run's {rate:.1f} photos/s" if rate and len(due) else ""
+    estimate = (
+        f", about {format_duration(len(due) / rate)} at the last run's {rate:.1f} photos/s" if rate and len(due) else ""
+    )
     print(f"{len(plan.due):>11,} left to do{limit}{estimate}", flush=True)
 
 
-STATES = {
-    "new": "new",
-    "changed": "changed since they were matted",
-    "outdated": "made with another checkpoint or other settings",
-    "unavailable": "the store failed on, before",
-    "failed": "failed before, unchanged (--retry-failed tries them again)",
-    "done": "done",
-}
+def remove_outputs(output: str, known: pa.Table, keys: pa.ChunkedArray) -> None:
+    """Remove the outputs of these photos, as the ledger lists them."""
+    if len(keys):
+        rows = known.filter(pc.is_in(known["key"], keys.combine_chunks()))
+        pipeline.remove(output, dict(zip(rows["key"].to_pylist(), rows["outputs"].to_pylist(), strict=True)))
+
+
+def write_missing_page(work: PredictionWork, source: str, merged: pa.Table, photos: Photos) -> None:
+    """Write the page of the ledger's last run, if that run was killed before it could."""
+    if len(merged) and not has_page(work.output, last_run(merged)):
+        write_page(work, source, merged, summary_of_ledger(merged, photos.table), photos)
 
 
 def with_earlier_outputs(due: pa.Table, known: pa.Table) -> pa.Table:
-    """The due photos and what an earlier run left of each, null for a new one."""
+    """Add a column of the outputs that earlier runs left of each due photo; null for a new photo."""
     places = pc.index_in(due["key"], known["key"].combine_chunks())
     return due.append_column("outputs", known["outputs"].take(places))
 
 
-def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
-    """Deal with every due photo."""
+# Predict --------------------------------------------------------------------------------------------------------------
+
+
+def predict(work: PredictionWork, due: pa.Table, workers: int | None) -> PredictionSummary:
+    """Handle every due photo.
+
+    Args:
+        work: The tasks' assignment.
+        due: Photos, with columns of `photos.PHOTO_SCHEMA` and outputs.
+        workers: Number of tasks at a time; None for one on each core.
+
+    Raises:
+        ClusterError: The cluster is too small, or a node cannot compute the number format.
+        JobError: A block could not be handled; the message says how far the run came.
+    """
     found = cluster.start(cpus=workers or 1, reading=0, gpus=0, what="Predicting tasks")
-    tally = Tally(ray=found.seconds)
-    share = SHARED_CPUS if found.gpus else 1
-    count = workers or max(1, int(found.cores / share))
-    networks = tuple(GpuNetwork.remote(work) for _ in range(found.gpus))
-    dataset = ray.data.from_arrow(list(blocks(due, count)))
+    if not found.is_own:
+        require_precision(work.settings.precision)
+    summary = PredictionSummary(ray_seconds=found.seconds)
+    share = CPUS_BESIDE_GPU if found.gpus else 1
+    tasks = workers or max(1, int(found.cores / share))
+    networks = start_gpu_networks(work, found.gpus)
+    dataset: ray.data.Dataset = ray.data.from_arrow(list(cut_into_blocks(due, tasks)))
     context = dataset.context
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
@@ -183,51 +247,59 @@ def predict(work: Work, due: pa.Table, workers: int | None) -> Tally:
         partial(handle_block, work=work, networks=networks),
         batch_size=None,
         batch_format="pyarrow",
-        # Elsewhere nodes may join, and their cores are welcome.
-        compute=ray.data.TaskPoolStrategy(size=count if workers or found.is_own else None),
+        # Nodes may join another's cluster later; without a limit, tasks run on them too.
+        compute=ray.data.TaskPoolStrategy(size=tasks if workers or found.is_own else None),
         num_cpus=share,
     )
-    with cluster.Console() as console:
+    with Console() as console:
         progress = console.progress("predicting", len(due), "photos")
         try:
-            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            blocks: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+            for block in blocks:
                 rows = block.to_pylist()
-                tally.add(rows)
+                summary.add(rows)
                 publish(work.run, rows)
                 progress.update(len(rows))
-        except (RayError, storage.StorageError, CheckpointError) as error:
-            reason = str(error)
-            # What a user can act on is one line, around which Ray puts the task's traceback and advice of its own.
-            if isinstance(error, RayTaskError) and isinstance(error, storage.StorageError | CheckpointError):
-                reason = str(error.cause).splitlines()[0]
-            raise cluster.JobError(
-                f"stopped after {tally.total:,} of {len(due):,} photos; what is done stays done, run again. {reason}"
+        except (RayError, StorageError, CheckpointError, UnsupportedFormatError) as error:
+            raise JobError(
+                f"stopped after {summary.total:,} of {len(due):,} photos; what is done stays done, run again. "
+                f"{reason_of(error)}"
             ) from error
-    return tally
+    return summary
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's message, without the task's traceback if it is an error that a user can act on."""
+    if isinstance(error, RayTaskError) and isinstance(error, StorageError | CheckpointError | UnsupportedFormatError):
+        return str(error.cause).splitlines()[0]
+    return str(error)
 
 
 def publish(run: str, rows: list[dict[str, Any]]) -> None:
-    """For whoever watches: what :func:`handle_block` says, as metrics."""
-    outcomes = Counter(("failed", kind_of(row["error"])) if row["error"] else ("done", "") for row in rows)
+    """Publish the rows of a block, as :func:`jobs.prediction.blocks.handle_block` returns them, as metrics."""
+    outcomes = Counter(("failed", failure_kind(row["error"])) if row["error"] else ("done", "") for row in rows)
     for (outcome, reason), photos in outcomes.items():
-        telemetry.count(telemetry.PHOTOS, photos, run=run, outcome=outcome, reason=reason)
+        telemetry.add_to_counter(telemetry.PHOTOS, photos, run=run, outcome=outcome, reason=reason)
     for direction in ("read", "written"):
-        telemetry.count(telemetry.BYTES, sum(row[direction] for row in rows), run=run, direction=direction)
+        telemetry.add_to_counter(telemetry.BYTES, sum(row[direction] for row in rows), run=run, direction=direction)
     for block in filter(None, (row["block"] for row in rows)):
         for stage in get_args(Stage):
-            telemetry.count(telemetry.PREDICT_SECONDS, block[stage], run=run, stage=stage)
+            telemetry.add_to_counter(telemetry.PREDICT_SECONDS, block[stage], run=run, stage=stage)
 
 
-def print_result(output: str, tally: Tally, skipped: int) -> None:
-    """What this run did."""
-    print(f"{tally.done:>11,} done")
+# Report ---------------------------------------------------------------------------------------------------------------
+
+
+def print_result(output: str, summary: PredictionSummary, skipped: int) -> None:
+    """Print the counts and times of this run, and where its page is."""
+    print(f"{summary.done:>11,} done")
     print(f"{skipped:>11,} skipped, handled before")
-    print(f"{tally.reasons.total():>11,} failed")
-    for reason, count in tally.reasons.most_common():
+    print(f"{summary.reasons.total():>11,} failed")
+    for reason, count in summary.reasons.most_common():
         print(f"{count:>15,} {reason}")
-    print(f"Time went to {tally.shares()}.")
-    print(f"{tally.speed()}. Page: {output}/report.html")
+    print(f"Time went to {summary.shares()}.")
+    print(f"{summary.speed()}. Page: {output}/report.html")
 
 
 if __name__ == "__main__":
-    cluster.run(main)
+    run_job(main)

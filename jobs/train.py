@@ -1,22 +1,19 @@
 """Train the network: pairs in, a run folder out.
 
-    1. options (jobs/recipe.py); names and splits           driver
-    2. decode to uint8 at training size, keep if it fits;   tasks of Ray Data
-       and photos without people, with --backgrounds
-    3. shuffled epochs, in shares                           tasks -> workers
-    4. batch -> augment -> network -> step; validate        workers (jobs/worker.py, matting.training)
-    5. after every epoch: checkpoint, metrics, events       the first worker -> the run folder (jobs/runs.py)
-    6. the page, from the best checkpoint                   driver
+    1. options (jobs/training/config.py), keys and splits of the data (data.py)           driver
+    2. decode to uint8 at training size, kept in memory if it fits (decode.py, cache.py)  tasks of Ray Data
+    3. shuffled epochs, in equal shares (streams.py)                                      tasks -> workers
+    4. batch -> augment -> network -> step; validate (worker.py, matting.nn.trainer)      workers
+    5. after every epoch: checkpoint, metrics, events (recorder.py, run_folder.py)        first worker -> run folder
+    6. page and summary, from the best checkpoint (report.py)                             driver
 
-Meanwhile the driver publishes what the first worker counts (jobs/telemetry.py), and tells MLflow, if asked
-(jobs/tracking.py).
+Meanwhile the driver publishes the first worker's counters to Ray's metrics (jobs/common/telemetry.py), and sends the
+run to MLflow if MLFLOW_TRACKING_URI is set (mlflow.py).
 
-The run folder is <output>/<name>/: what jobs/runs.py describes, and report.html. The same command goes on from the
-last checkpoint, or says that the run is finished.
-
-Without a cluster to join, a lone worker is the driver itself. When one of several workers or its node dies, or with
---workers 1,4 others join, all begin again from the last checkpoint. An epoch is every training pair once, or as often
-as --repeats says, whatever the number of workers; how many steps that takes follows from it.
+The run folder is <output>/<name>/. The same command goes on from the last checkpoint, or prints that the run is
+finished. Without a cluster to join, a single worker runs in the driver itself. When a worker or its node dies, or when
+--workers is a range and more of them fit, all workers begin again from the last checkpoint. An epoch takes every
+training pair once, or as often as --repeats asks for, whatever the number of workers.
 """
 
 import os
@@ -25,225 +22,153 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import ray.data
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from jobs import cluster, config, streams, tracking
-from jobs.actors import Mailbox
-from jobs.config import ConfigError
-from jobs.material import Material, make_datasets, open_material
-from jobs.recipe import TrainConfig, presets
-from jobs.runs import RunFolder
-from jobs.worker import Assignment, train_worker
-from matting import checkpoint, report, storage
-from matting.collection import Pairs
-from matting.predictor import Network, Predictor
-from matting.training import Score, Trainer
+from jobs.common import cluster, config
+from jobs.common.cli import JobError, command_line, run_job
+from jobs.common.config import ConfigError
+from jobs.common.console import SharedConsole
+from jobs.common.mailbox import Mailbox
+from jobs.training.config import TrainConfig, presets
+from jobs.training.data import TrainingData, build_datasets, open_training_data
+from jobs.training.decode import READ_CPUS, start_backgrounds
+from jobs.training.mlflow import follow_run
+from jobs.training.report import write_results
+from jobs.training.run_folder import RunFolder
+from jobs.training.streams import WorkerShards
+from jobs.training.worker import Assignment, train_worker
+from matting.nn.checkpoint import CheckpointError
+from matting.nn.trainer import Trainer
+from matting.storage import store
+from matting.storage.errors import StorageError
+from matting.storage.uri import absolute_uri, join_uri
 
-WORKER_FAILURES = 8  # of workers or nodes, before the run gives up
-RESIZE_SECONDS = 60.0  # between two looks at whether more workers would fit: a change costs the epoch so far
-# Of a worker, when Ray fills each node with as many as fit: a little more than a core leaves one core, for reading.
+MAX_WORKER_FAILURES = 8  # failures of workers or nodes after which the run gives up
+RESIZE_SECONDS = 60.0  # seconds between two checks for room for more workers; a change repeats the current epoch
+# CPUs of an elastic worker. Ray fills each node with as many workers as fit; a little more than one core each leaves a
+# core of the node for reading.
 ELASTIC_CPUS = 1.01
 
 
-def main(argv: Sequence[str], kind_of_trainer: type[Trainer] = Trainer) -> None:
-    """Check what was asked; go on with the run, or say that there is nothing left to do."""
+def main(argv: Sequence[str], trainer_class: type[Trainer] = Trainer) -> None:
+    """Train until the run is finished, then write its page and summary; a finished run prints that it is."""
     began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
-    material = open_material(options)
-    storage.check_writable(cluster.absolute(options.output))
+    data = open_training_data(options)
+    store.check_writable(absolute_uri(options.output))
     folder = RunFolder(options.run_uri)
     if not folder.name.isascii():
         raise ConfigError(f"Ray Train takes only ASCII in the name of a run, which is {folder.name!r}: give --name.")
-    identity = options.identity(material)
-    folder.begin(cluster.command(), identity)
-    with tracking.followed(folder, identity, {"command": cluster.command(), "folder": folder.uri}):
-        go_on(options, material, folder, kind_of_trainer)
-    storage.remove_partials(folder.uri, began)
+    identity = options.identity(data.fingerprints())
+    folder.begin(command_line(), identity)
+    with follow_run(folder, identity, {"command": command_line(), "folder": folder.uri}):
+        if is_run_finished(options, data, folder):
+            progress = folder.progress()
+            print(f"{folder.uri} is finished: {progress['epochs_done']} epochs, {progress['steps']} steps.")
+        else:
+            train(options, data, folder, trainer_class)
+            write_results(data, folder)
+        if not store.exists(join_uri(folder.uri, "report.html")):  # the run was killed after its last epoch
+            write_results(data, folder)
+    store.remove_partials(folder.uri, began)
 
 
-def go_on(options: TrainConfig, material: Material, folder: RunFolder, kind_of_trainer: type[Trainer]) -> None:
-    """Train until the run is finished, then make the page."""
-    pairs = material.pairs
+def is_run_finished(options: TrainConfig, data: TrainingData, folder: RunFolder) -> bool:
+    """Return whether the run folder has all epochs or minutes that the options ask for."""
     progress = folder.progress()
-    plan = options.plan(len(material.numbers))
-    if progress and plan.finished(progress["epochs"], progress["seconds"]):
-        print(f"{folder.uri} is finished: {progress['epochs']} epochs, {progress['steps']} steps.")
-        if not storage.exists(storage.join(folder.uri, "report.html")):
-            finish(options, material, folder)
-        return
-    in_driver = options.most_workers == 1 and cluster.is_own()
+    budget = options.budget(len(data.epoch_rows))
+    return bool(progress) and budget.finished(progress["epochs_done"], progress["seconds"])
+
+
+def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_class: type[Trainer]) -> None:
+    """Start the cluster and the workers, and wait until the run is finished.
+
+    Raises:
+        JobError: The run failed; the message says why.
+    """
+    in_driver = options.max_workers == 1 and cluster.is_own()
     use_gpu = start_cluster(options, in_driver)
-    mailbox = Mailbox.options(scheduling_strategy=cluster.here()).remote()
-    with cluster.SharedConsole(mailbox) as console:
-        pictures = None
-        if material.backgrounds is not None:
-            pictures = streams.backgrounds(material.backgrounds, options.size, mailbox)
+    mailbox = Mailbox.options(scheduling_strategy=cluster.here()).remote()  # type: ignore[attr-defined]  # Ray's stub: the decorator keeps the class
+    with SharedConsole(mailbox) as console:
+        backgrounds = None
+        if data.background_photos is not None:
+            backgrounds = start_backgrounds(data.background_photos, options.size, mailbox)
         assignment = Assignment(
             options=options,
-            kind_of_trainer=kind_of_trainer,
-            plan=plan,
+            data=data.facts(),
+            backgrounds=backgrounds,
             folder=folder,
-            data={
-                "uri": options.data,
-                "split_seed": options.split_seed,
-                "fingerprint": pairs.fingerprint,
-                "backgrounds": options.backgrounds,
-                # A network that learned people of one size alone takes them best as it did: every photo as a square.
-                "aspects": pairs.aspects() if options.augment_until else None,
-            },
-            total=material.total,
-            val_keys=pairs.keys["val"],
-            backgrounds=pictures,
+            trainer_class=trainer_class,
             use_gpu=use_gpu,
             mailbox=mailbox,
-            console=console,
-            ray_up=time.time(),
+            cluster_ready=time.time(),
         )
-        datasets = make_datasets(options, material, folder.epochs_done, mailbox, console)
-        failure = fit(assignment, datasets, scaling(options, use_gpu, in_driver))
+        datasets = build_datasets(data, folder.epochs_done, mailbox, console)
+        failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver))
     if failure:
-        raise cluster.JobError(failure)
-    finish(options, material, folder)
+        raise JobError(failure)
 
 
 def start_cluster(options: TrainConfig, in_driver: bool) -> bool:
-    """Join or start the cluster; whether to train on GPUs."""
-    workers = options.fewest_workers
-    wanted = workers if options.device == "gpu" else 0
-    held, spare = (0, 0) if in_driver else (workers, 1)
-    found = cluster.start(held, streams.READ_CPUS, wanted, f"{workers} workers", spare)
-    return wanted > 0 or (options.device == "auto" and found.gpus >= workers)
+    """Join or start the cluster, and return whether to train on GPUs."""
+    workers = options.min_workers
+    gpus = workers if options.device == "gpu" else 0
+    cpus, spare = (0, 0) if in_driver else (workers, 1)
+    found = cluster.start(cpus, READ_CPUS, gpus, f"{workers} workers", spare)
+    return gpus > 0 or (options.device == "auto" and found.gpus >= workers)
 
 
-class Shards(ray.train.DataConfig):
-    """Training rows in equal shares, so that all workers take as many steps; validation rows every one, once."""
-
-    def __init__(self) -> None:
-        super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],
-        world_size: int,
-        *args: Any,  # noqa: ARG002 - where the workers are
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        """One iterator a worker for each dataset."""
-        shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
-        for name, original in datasets.items():
-            dataset = original.copy(original)
-            dataset.context.execution_options = self._resolve_execution_options(name)
-            for shard, share in zip(shards, streams.shares(dataset, world_size, name == "train"), strict=True):
-                shard[name] = share
-        return shards
-
-
-def scaling(options: TrainConfig, use_gpu: bool, in_driver: bool) -> ray.train.ScalingConfig:
-    """A fixed number of workers, or as many as there is room for."""
-    if in_driver:  # what starts and watches a single worker on the same machine costs more than it gives
+def scaling_config(options: TrainConfig, use_gpu: bool, in_driver: bool) -> ray.train.ScalingConfig:
+    """Return Ray Train's config for a fixed number of workers, or for as many as there is room for."""
+    if in_driver:  # processes to start and watch a single worker would cost more than they give
         return ray.train.ScalingConfig(num_workers=0)
-    if options.fewest_workers == options.most_workers:
-        return ray.train.ScalingConfig(num_workers=options.fewest_workers, use_gpu=use_gpu)
-    return ray.train.ScalingConfig(
-        num_workers=(options.fewest_workers, options.most_workers),
-        use_gpu=use_gpu,
-        resources_per_worker={"CPU": ELASTIC_CPUS, "GPU": float(use_gpu)},
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-    )
+    if options.min_workers == options.max_workers:
+        return ray.train.ScalingConfig(num_workers=options.min_workers, use_gpu=use_gpu)
+    elastic: dict[str, Any] = {  # a dictionary, as Ray's stub lacks the tuple and the last of these arguments
+        "num_workers": (options.min_workers, options.max_workers),
+        "use_gpu": use_gpu,
+        "resources_per_worker": {"CPU": ELASTIC_CPUS, "GPU": float(use_gpu)},
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+    }
+    return ray.train.ScalingConfig(**elastic)
 
 
 def fit(assignment: Assignment, datasets: dict[str, Any], workers: ray.train.ScalingConfig) -> str:
-    """Run the workers until the run is finished. Returns why it should not be tried again as it is, or nothing."""
-    # It tells workers of machines that are about to go, which no worker here asks; and it is one more process.
+    """Run the workers until the run is finished.
+
+    Returns:
+        Reason why the run failed and would fail again, or nothing.
+
+    Raises:
+        JobError: The run failed and may succeed when it is started again.
+    """
+    # The watcher warns workers of nodes that are about to go; no worker here asks for that, and it is one more process.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     output, _, name = assignment.folder.uri.rpartition("/")
-    filesystem, path = storage.filesystem(output)
+    filesystem, path = store.filesystem(output)
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # Ray's stub lacks functions that return something
         train_loop_config={"assignment": assignment},
         scaling_config=workers,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
         ),
         datasets=datasets,
-        dataset_config=Shards(),
+        dataset_config=WorkerShards(),
     )
     try:
-        failure: str = trainer.fit().return_value
-    except (ray.train.TrainingFailedError, RayError, storage.StorageError, checkpoint.CheckpointError) as error:
+        failure: str = trainer.fit().return_value  # type: ignore[attr-defined]  # Ray's stub is of an older Result
+    except (ray.train.TrainingFailedError, RayError, StorageError, CheckpointError) as error:
         causes = getattr(error, "worker_failures", {}).values() or [error]
         reason = str(next(iter(causes))).strip().splitlines()[-1]
-        raise cluster.JobError(f"{reason} The same command goes on from the last checkpoint.") from error
+        raise JobError(f"{reason} The same command goes on from the last checkpoint.") from error
     return failure
 
 
-def finish(options: TrainConfig, material: Material, folder: RunFolder) -> None:
-    """Make the page, and say where everything is."""
-    pairs, taken = material.pairs, material.backgrounds
-    progress, rejections, scores = folder.progress(), folder.rejected(), folder.scores()
-    folder.restore_best()
-    best = checkpoint.load(storage.join(folder.uri, "best"))
-    history = folder.history(progress["steps"])
-    epochs = [row for row in history if "val_mad" in row]
-    chosen = min(epochs, key=lambda row: row["val_mad"])
-    groups, gone = page_cases(best, pairs, scores)
-    left_out = [*pairs.unpaired, *{**rejections, **gone}.items()]
-    page = report.page(
-        title=f"Training {folder.name}",
-        command=cluster.command(),
-        facts={
-            "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",
-            "Network": f"U-Net, width {options.width}, depth {options.depth}, {options.size}×{options.size} pixels",
-            "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
-            **({} if taken is None else {"Backgrounds": f"{options.backgrounds}: {len(taken):,} photos"}),
-            "Best epoch": f"{chosen['epoch']} of {epochs[-1]['epoch']}, chosen by MAD on the validation split",
-            "Trained": f"{epochs[-1]['step']:,} steps, {progress['seconds'] / 60:.1f} minutes",
-        },
-        figures=[
-            {
-                "split": "validation",
-                "pictures": chosen["val_n"],
-                **report.labelled({name: chosen[f"val_{name}"] for name in ("mad", "mse", "iou")}),
-                "samples/s": chosen["samples_per_second"],
-            }
-        ],
-        history=history,
-        groups=groups,
-        skipped=left_out,
-    )
-    storage.write_bytes(storage.join(folder.uri, "report.html"), page.encode())
-    if left_out:
-        print(f"Left out, and named on the page: {len(left_out):,}.")
-    print(
-        f"Best on {chosen['val_n']} validation pairs: MAD {chosen['val_mad']:.2f}e-3, IoU {chosen['val_iou']:.4f}.\n"
-        f"Checkpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"
-    )
-
-
-def page_cases(
-    best: checkpoint.Checkpoint, pairs: Pairs, scores: list[Score]
-) -> tuple[dict[str, list[report.Case]], dict[str, str]]:
-    """The best, median and worst validation pictures, predicted once more at their own size; and which of these cannot
-    be read any more."""
-    predictor = Predictor(Network(best, number_format="fp32"))
-    groups: dict[str, list[report.Case]] = {}
-    gone: dict[str, str] = {}
-    for group, keys in report.pick_cases([(score.key, score.mad) for score in scores]).items():
-        groups[group] = []
-        for example in (pairs.example("val", key) for key in keys):
-            if example.error:
-                gone[example.key] = f"scored, and gone since: {example.error}"
-                continue
-            alpha = predictor.alphas([example.image])[0]
-            groups[group].append(report.case(example.key, example.image, example.alpha, alpha))
-    return groups, gone
-
-
 if __name__ == "__main__":
-    cluster.run(main)
+    run_job(main)

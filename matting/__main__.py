@@ -1,4 +1,4 @@
-"""One photo to a cutout, without a cluster.
+"""Cut the person out of one photo, without a cluster.
 
 python -m matting photo.jpg -o cutout.png --checkpoint runs/first/best
 """
@@ -6,30 +6,33 @@ python -m matting photo.jpg -o cutout.png --checkpoint runs/first/best
 import argparse
 import sys
 
-from matting import images, storage
-from matting.checkpoint import CheckpointError
-from matting.images import BadImage
-from matting.predictor import Predictor
-from matting.refine import cutout
+from matting.data import images
+from matting.data.images import BadImage
+from matting.inference.predictor import Predictor
+from matting.inference.refine import cutout
+from matting.nn.checkpoint import CheckpointError
+from matting.storage import store
+from matting.storage.errors import StorageError
 
 
 def main() -> None:
-    """Read, predict, write; an error is one line and exit code 2."""
+    """Read the photo, predict its alpha and write the cutout; print an error as one line and exit with code 2."""
     parser = argparse.ArgumentParser(prog="python -m matting", description="Cut the person out of a photo.")
     parser.add_argument("photo", help="URI of the photo")
-    parser.add_argument("-o", "--output", required=True, help="URI of the cutout, an RGBA PNG")
+    parser.add_argument("-o", "--output", required=True, help="URI of the cutout to write, an RGBA PNG (*.png)")
     parser.add_argument("--checkpoint", required=True, help="URI of a checkpoint folder")
     options = parser.parse_args()
     if not options.output.lower().endswith(".png"):
         parser.error(f"{options.output} would hold a PNG; name it so, with the suffix .png")
     try:
-        predictor = Predictor.load(options.checkpoint, "mirrored")  # for one photo, starting takes longer than looking
-        image_HWC = images.decode_image(storage.read_bytes(options.photo))
+        # For one photo, start-up takes longer than both passes: the slowest and best way of refining costs little.
+        predictor = Predictor.load(options.checkpoint, "mirrored")
+        image_HWC = images.decode_image(store.read_bytes(options.photo))
         (alpha_HW,) = predictor.alphas([image_HWC])
-        storage.write_bytes(options.output, images.encode_png(cutout(image_HWC, alpha_HW)))
-    except (BadImage, CheckpointError, storage.StorageError) as error:
-        about = f"{options.photo}: " if isinstance(error, BadImage) else ""
-        print(f"error: {about}{error}", file=sys.stderr)
+        store.write_bytes(options.output, images.encode_png(cutout(image_HWC, alpha_HW)))
+    except (BadImage, CheckpointError, StorageError) as error:
+        prefix = f"{options.photo}: " if isinstance(error, BadImage) else ""
+        print(f"error: {prefix}{error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,10 +1,11 @@
-"""Fixtures that several test modules share: object stores, a real one and one that can be held; buckets; a cluster."""
+"""Fixtures that several test modules share: object stores, buckets, a Ray cluster; and the order of test files."""
 
 import logging
 import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,39 +15,27 @@ import hypothesis
 import pytest
 import ray
 
-# Several processes compute on the same cores here. Threads that wait for others by spinning would keep those from
-# running for which they wait. Read when torch is loaded, by this process and all that it starts.
+from tests.support import faults
+from tests.support.stores import CREDENTIALS, GatedFileSystem, moto
+
+# Several test processes share the cores. OpenMP threads that spin while they wait would take time from the threads that
+# they wait for. torch reads this when it is imported, here and in all processes that tests start.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
-from tests import faults
-from tests.stores import CREDENTIALS, GatedFileSystem, moto
-
-# How long an example takes is the machine's affair: it is shared.
+# The time that an example takes depends on the machine, which is shared.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-# Minutes each, of which much is waiting for clusters.
-LONG = (
-    "test_nodes.py",
-    "test_train.py",
-    "test_soak.py",
-    "test_predict.py",
-    "test_infra_aws.py",
-    "test_faults.py",
-    "test_submit.py",
-    "test_watching.py",
-    "test_streams.py",
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that share the suite, file by file, none begins a long file when the others are done."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    """Put the files with most slow tests first, so that no process begins a long file when the others are done."""
+    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow_tests[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_files() -> Iterator[Path]:
-    """Where all of Ray's processes leave their files. Its sockets' paths must be short, so it is no tmp_path."""
+    """Folder of the files of all Ray processes. Ray's socket paths must be short, so tmp_path is too long."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_TMPDIR", str(folder))
@@ -56,14 +45,14 @@ def ray_files() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def store_proxy() -> Iterator[faults.Proxy]:
-    """What stands before an S3 server in a process of its own, and lets all pass unless a test plans faults."""
+    """Proxy in front of an S3 server in a process of its own. It injects no faults unless a test plans some."""
     with moto() as endpoint, faults.proxy(endpoint, fraction=0) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
 def object_store(store_proxy: faults.Proxy) -> Iterator[str]:
-    """The endpoint of a real object store. The environment points to it until the session ends."""
+    """Endpoint of a real object store. The environment points to it until the session ends."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": store_proxy.endpoint}.items():
             environment.setenv(name, value)
@@ -72,7 +61,7 @@ def object_store(store_proxy: faults.Proxy) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(object_store: str) -> str:
-    """The URI of a fresh, empty bucket."""
+    """URI of a new, empty bucket."""
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.session.Session().client("s3", endpoint_url=object_store).create_bucket(Bucket=name)
     return f"s3://{name}"
@@ -80,7 +69,7 @@ def bucket(object_store: str) -> str:
 
 @pytest.fixture
 def gated() -> type[GatedFileSystem]:
-    """A store, empty and held, at gated://."""
+    """Empty file system at gated://, whose reads wait until a test opens the gate."""
     fsspec.register_implementation("gated", GatedFileSystem, clobber=True)
     GatedFileSystem.store.clear()
     GatedFileSystem.gate.clear()
@@ -90,14 +79,14 @@ def gated() -> type[GatedFileSystem]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: str) -> Iterator[None]:
-    """One local Ray cluster for all tests that run a job in this process. Its workers know the object store."""
+    """One local Ray cluster for all tests that run a job in this process. Its workers use the object store."""
     del object_store
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon a finished worker is noticed
-        environment.setenv("RAY_metrics_report_interval_ms", "5000")  # every second, it takes a tenth of a core
+        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # time until a finished worker is noticed
+        environment.setenv("RAY_metrics_report_interval_ms", "5000")  # every second costs a tenth of a core
         ray.init(
-            address="local",  # not the cluster that somebody else started on this machine
+            address="local",  # not another cluster that runs on this machine
             num_cpus=3,
             object_store_memory=500_000_000,
             include_dashboard=False,

@@ -1,6 +1,6 @@
-"""What a set of IAM policies allows, by AWS's rules for one account: an explicit deny wins, then an allow, else no.
+"""Evaluation of IAM policies by AWS's rules for one account: an explicit deny wins, then an allow; the default is deny.
 
-Knows the elements and condition operators that infra/ uses, and refuses any other.
+Only elements and condition operators that infra/ uses are implemented; any other fails an assertion.
 """
 
 import re
@@ -12,13 +12,13 @@ OPERATORS = {"StringEquals"}
 
 
 def allows(documents: Iterable[dict], action: str, resource: str, context: Mapping[str, str] | None = None) -> bool:
-    """Whether policies that are attached to one identity allow it an action on a resource.
+    """Return whether the policies of an identity allow it an action on a resource.
 
     Args:
-        documents: the policies.
-        action: such as "s3:GetObject".
-        resource: its ARN.
-        context: condition keys of the request, such as "aws:RequestTag/team".
+        documents: Policies that are attached to the identity.
+        action: Action such as "s3:GetObject".
+        resource: ARN of the resource.
+        context: Values of the request's condition keys, such as "aws:RequestTag/team".
     """
     effects = set()
     for document in documents:
@@ -34,7 +34,7 @@ def allows(documents: Iterable[dict], action: str, resource: str, context: Mappi
 
 
 def fulfilled(condition: dict, context: Mapping[str, str]) -> bool:
-    """Every key of the condition must be in the request, with one of the values."""
+    """Return whether the request has every key of the condition, with one of its values."""
     assert condition.keys() <= OPERATORS, f"unknown operators in {condition}"
     return all(
         context.get(key) in as_list(values) for operands in condition.values() for key, values in operands.items()
@@ -42,11 +42,11 @@ def fulfilled(condition: dict, context: Mapping[str, str]) -> bool:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Where `*` stands for any characters and `?` for one."""
+    """Return whether the text matches the pattern, in which `*` stands for any characters and `?` for one."""
     parts = ({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
     return re.fullmatch("".join(parts), text, re.DOTALL) is not None
 
 
 def as_list(value: Any) -> list:
-    """One value or many, as the policy language has both."""
+    """Return a list, also of a single value: the policy language has both."""
     return value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""The six metrics written from their definitions, one pixel at a time: slow, obvious, and no code of matting/.
+"""Reference of the six metrics, from their definitions, one pixel at a time: slow, obvious, without code of matting/.
 
 (pred_alpha_HW, true_alpha_HW) uint8 -> one number in the reported unit.
 """
@@ -15,7 +15,7 @@ def image_metrics(pred_alpha_HW, true_alpha_HW):
 
 
 def opacities(alpha_HW):
-    """{(row, column): opacity}: 8 bits divided by 255 in float32; what follows is in Python's floats."""
+    """Return {(row, column): opacity}: bytes divided by 255 in float32, then converted to Python's floats."""
     return {place: float(np.float32(value) / np.float32(255)) for place, value in np.ndenumerate(alpha_HW)}
 
 
@@ -62,8 +62,8 @@ def gradient_magnitude(alpha_HW, sigma=1.4, cut=1e-2):
     kernel = np.array([[-x / sigma**2 * gaussian(x) * gaussian(y) for x in steps] for y in steps])
     kernel /= math.sqrt((kernel**2).sum())
 
-    normalised_HW = np.array([(value - low) / (high - low) for value in alpha.values()]).reshape(alpha_HW.shape)
-    padded_HW = np.pad(normalised_HW, radius, mode="edge")
+    normalized_HW = np.array([(value - low) / (high - low) for value in alpha.values()]).reshape(alpha_HW.shape)
+    padded_HW = np.pad(normalized_HW, radius, mode="edge")
     for row, column in alpha:
         window = padded_HW[row : row + len(steps), column : column + len(steps)]
         magnitude_HW[row, column] = math.hypot((window * kernel).sum(), (window * kernel.T).sum())
@@ -71,11 +71,11 @@ def gradient_magnitude(alpha_HW, sigma=1.4, cut=1e-2):
 
 
 def largest_component(mask_HW):
-    """The largest 4-connected component of a mask, the first in reading order among equals, by flood fill."""
+    """Return the largest 4-connected component of a mask, by flood fill; of equals, the first in reading order."""
     largest = set()
     unseen = {place for place, inside in np.ndenumerate(mask_HW) if inside}
-    for seed in sorted(unseen):
-        component, queue = set(), deque([seed])
+    for start in sorted(unseen):
+        component, queue = set(), deque([start])
         while queue:
             row, column = place = queue.popleft()
             if place in unseen:

@@ -1,4 +1,4 @@
-"""Upsampling and the colour model of matting/refine.py, one pixel at a time: slow, obvious, and no code of matting/.
+"""Reference of upsampling and the color model of refinement, pixel by pixel: slow, obvious, without code of matting/.
 
 Alphas (H, W) and images (H, W, 3) are float64 in [0, 1].
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def reduce(values, width, height):
-    """Each new pixel is the mean of the old ones under a triangle as wide as two new pixels: how training squashes."""
+    """Resize as training does: a new pixel is the mean of the old ones under a triangle as wide as two new pixels."""
     return _along(_along(values, height, _triangle, 0), width, _triangle, 1)
 
 
@@ -53,7 +53,7 @@ def guided(small_alpha, image, sharpening, detail, spread, noise, solid):
 
 
 def _moments(image, weights, row, column):
-    """Weighted mean colour, and its variance summed over the channels, of the 3 × 3 pixels around one."""
+    """Return the weighted mean color of 3 × 3 pixels, and its variance summed over the channels."""
     total, first, second = 0.0, np.zeros(3), 0.0
     for y in range(max(row - 1, 0), min(row + 2, image.shape[0])):
         for x in range(max(column - 1, 0), min(column + 2, image.shape[1])):
@@ -66,7 +66,7 @@ def _moments(image, weights, row, column):
 
 
 def _bilinear(values, row, column, height, width):
-    """The value under a pixel of a height × width grid laid over all of `values`."""
+    """Return the interpolated value at a pixel of a height × width grid over all of `values`."""
     y = (row + 0.5) * values.shape[0] / height - 0.5
     x = (column + 0.5) * values.shape[1] / width - 0.5
     y, x = min(max(y, 0), values.shape[0] - 1), min(max(x, 0), values.shape[1] - 1)
@@ -79,24 +79,24 @@ def _bilinear(values, row, column, height, width):
 
 def _sharpen(values, target, axis, sharpening):
     values = np.moveaxis(values, axis, 0)
-    share = sharpening * (1 - min(1, len(values) / target) ** 2)
+    amount = sharpening * (1 - min(1, len(values) / target) ** 2)
     last = len(values) - 1
     sharp = [
-        values[i] + share * (values[i] - values[max(i - 1, 0)]) + share * (values[i] - values[min(i + 1, last)])
+        values[i] + amount * (values[i] - values[max(i - 1, 0)]) + amount * (values[i] - values[min(i + 1, last)])
         for i in range(len(values))
     ]
     return np.moveaxis(np.array(sharp), 0, axis)
 
 
 def _along(values, size, kernel, axis):
-    """Resize one axis. A kernel is stretched where the axis shrinks, and normalised where it hangs over the edge."""
+    """Resize one axis. The kernel is stretched where the axis shrinks, and normalized where it crosses the edge."""
     values = np.moveaxis(values, axis, 0)
     scale = len(values) / size
     stretch = max(scale, 1)
     result = []
     for i in range(size):
-        centre = (i + 0.5) * scale - 0.5
-        weights = [kernel((j - centre) / stretch) for j in range(len(values))]
+        center = (i + 0.5) * scale - 0.5
+        weights = [kernel((j - center) / stretch) for j in range(len(values))]
         result.append(sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights))
     return np.moveaxis(np.array(result), 0, axis)
 
@@ -106,7 +106,7 @@ def _triangle(x):
 
 
 def _keys(x):
-    """Keys' cubic convolution kernel, a = -1/2."""
+    """Return Keys' cubic convolution kernel at x, with a = -1/2."""
     x = abs(x)
     if x < 1:
         return 1.5 * x**3 - 2.5 * x**2 + 1

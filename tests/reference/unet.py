@@ -1,4 +1,4 @@
-"""The seed's network, written out layer by layer from the description of its published structure.
+"""The baseline's network, written out layer by layer from the description of its published structure.
 
 Slow to read and obvious on purpose: no loops over levels, no shared blocks, no scaling inside. Takes image_BCHW in
 [-1, 1] with sides that are multiples of 8. Width 32, depth 3.
@@ -16,7 +16,9 @@ def up(channels_in: int, channels_out: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=4, stride=2, padding=1, bias=False)
 
 
-class SeedUNet(nn.Module):
+class BaselineUNet(nn.Module):
+    """U-Net of width 32 and depth 3; `relu` is "layer" or "block", as in UNetConfig."""
+
     def __init__(self, relu: str) -> None:
         super().__init__()
         self.between = nn.ReLU() if relu == "layer" else nn.Identity()

@@ -1,9 +1,9 @@
-# Make a RayJob like `predict`, look at it every POLL_SECONDS, and exit as it ends. Until then the CronJob starts no
-# other.
+# Creates a copy of the RayJob `predict`, polls it every POLL_SECONDS, and exits with its outcome. The CronJob starts no
+# other run while this script waits.
 #
-# It is named after the Kubernetes Job that runs this (JOB_NAME), so a pod that replaces an evicted one finds it and
-# waits on; and it belongs to that Job (JOB_UID), so it goes when the Job goes. Not the same name: KubeRay gives the
-# RayJob's to a Kubernetes Job of its own.
+# The copy is named after the Kubernetes Job of this script (JOB_NAME), so a pod that replaces an evicted one finds it
+# and waits on. The Job owns the copy (JOB_UID), so Kubernetes deletes both together. The names differ by a suffix,
+# since KubeRay creates a Kubernetes Job with the RayJob's name.
 set -eu
 
 name=$JOB_NAME-ray

@@ -1,0 +1,118 @@
+"""The results of a finished training run: a page and a summary, made from the run folder.
+
+run folder, TrainingData -> summary.json (for programs), report.html (for people), and lines on the terminal
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.common.cases import predict_cases
+from jobs.common.cli import command_line
+from jobs.training.data import TrainingData
+from jobs.training.run_folder import RunFolder
+from matting.inference.network import Network
+from matting.inference.predictor import Predictor
+from matting.nn import checkpoint
+from matting.results import report
+from matting.results.metric_labels import label_metrics
+from matting.storage import store
+from matting.storage.uri import join_uri
+
+METRIC_NAMES = ("mad", "mse", "iou")
+
+
+def write_results(data: TrainingData, folder: RunFolder) -> None:
+    """Write summary.json and report.html into the run folder, and print where everything is."""
+    progress, rejections = folder.progress(), folder.rejected()
+    folder.restore_best()
+    best = checkpoint.load(join_uri(folder.uri, "best"))
+    history = folder.history(progress["steps"])
+    epochs = [row for row in history if "val_mad" in row]
+    best_epoch = min(epochs, key=lambda row: row["val_mad"])
+    predictor = Predictor(Network(best, number_format="fp32"))
+    scores = [("val", score.key, score.mad) for score in folder.scores()]
+    cases, unreadable = predict_cases(data.pairs, scores, {"": lambda key, image: predictor.alphas([image])[0]})  # noqa: ARG005 - the image is enough
+    left_out = [*data.pairs.unpaired, *{**rejections, **unreadable}.items()]
+    summary = summarize(folder, best, progress, epochs, best_epoch, len(left_out))
+    store.write_bytes(join_uri(folder.uri, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+    page = report.report_page(
+        title=f"Training {folder.name}",
+        command=command_line(),
+        facts=page_facts(data, folder, best, epochs[-1], best_epoch, progress["seconds"]),
+        figures=[
+            {
+                "split": "validation",
+                "images": best_epoch["val_n"],
+                **label_metrics({name: best_epoch[f"val_{name}"] for name in METRIC_NAMES}),
+                "samples/s": best_epoch["samples_per_second"],
+            }
+        ],
+        history=history,
+        groups=cases,
+        skipped=left_out,
+    )
+    store.write_bytes(join_uri(folder.uri, "report.html"), page.encode())
+    if left_out:
+        print(f"Left out, and named on the page: {len(left_out):,}.")
+    print(
+        f"Best on {best_epoch['val_n']} validation pairs: MAD {best_epoch['val_mad']:.2f}e-3, "
+        f"IoU {best_epoch['val_iou']:.4f}.\nCheckpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"
+    )
+
+
+def summarize(
+    folder: RunFolder,
+    best: checkpoint.Checkpoint,
+    progress: Mapping[str, Any],
+    epochs: Sequence[Mapping[str, Any]],
+    best_epoch: Mapping[str, Any],
+    left_out: int,
+) -> dict[str, Any]:
+    """Return the contents of summary.json.
+
+    Args:
+        folder: Run folder.
+        best: Best checkpoint.
+        progress: Contents of progress.json.
+        epochs: Rows of metrics.jsonl that describe an epoch.
+        best_epoch: Row of the best epoch, whose validation and speed the summary has.
+        left_out: Number of pairs and backgrounds that were not used.
+    """
+    first_batches = [row["first_batch_seconds"] for row in epochs if "first_batch_seconds" in row]
+    return {
+        "command": command_line(),
+        "run": folder.name,
+        "checkpoint": f"{folder.uri}/best",
+        "model": best.identity,
+        **{name: progress[name] for name in ("epochs_done", "steps", "seconds")},
+        "best_epoch": best_epoch["epoch"],
+        "validation": {name: best_epoch[f"val_{name}"] for name in ("n", *METRIC_NAMES)},
+        "samples_per_second": best_epoch["samples_per_second"],
+        "first_batch_seconds": first_batches[-1] if first_batches else None,  # of the latest start
+        "left_out": left_out,
+    }
+
+
+def page_facts(
+    data: TrainingData,
+    folder: RunFolder,
+    best: checkpoint.Checkpoint,
+    last_epoch: Mapping[str, Any],
+    best_epoch: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, str]:
+    """Return the facts at the top of the page, by their names."""
+    options, pairs, photos = data.options, data.pairs, data.background_photos
+    facts = {
+        "Checkpoint": f"{folder.uri}/best, SHA-256 {best.identity[:16]}…",
+        "Network": f"U-Net, width {options.width}, depth {options.depth}, {options.size}×{options.size} pixels",
+        "Data": f"{options.data}: {pairs.counts()}, SHA-256 {pairs.fingerprint[:16]}…",
+    }
+    if photos is not None:
+        facts["Backgrounds"] = f"{options.backgrounds}: {len(photos):,} photos"
+    return {
+        **facts,
+        "Best epoch": f"{best_epoch['epoch']} of {last_epoch['epoch']}, chosen by MAD on the validation split",
+        "Trained": f"{last_epoch['step']:,} steps, {seconds / 60:.1f} minutes",
+    }

@@ -1,0 +1,164 @@
+"""The run folder of a training: its options, its progress, its checkpoints and its metrics.
+
+    run.json                     command, options and data fingerprints; a command that goes on must agree with them
+    progress.json                epochs, steps and seconds done, best MAD, names of the last and the best checkpoint
+    epoch-00001/ …               these two checkpoints; others are incomplete or stale
+    best/                        copy of the best checkpoint
+    metrics.jsonl                one row every few steps (train_loss), and one for each epoch (val_*, speed)
+    events/events.out.tfevents…  the same rows for TensorBoard, one file for each epoch
+    validation.parquet           scores of every validation pair at the best epoch
+    rejected.json                pairs that cannot be decoded, with the reasons
+    report.html, summary.json    written at the end by jobs/training/report.py
+
+Every file is written whole, and again when it grows, so a run that goes on repeats no row.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]  # tensorboard has no types
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # tensorboard has no types
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]  # tensorboard has no types
+
+from jobs.common.config import ConfigError
+from matting.nn import checkpoint
+from matting.nn.trainer import Score
+from matting.storage import store
+from matting.storage.uri import join_uri
+
+PROGRESS = "progress.json"
+CHECKPOINT_NAME = re.compile(r"epoch-\d+")
+SCORES_SCHEMA = pa.schema([("key", pa.string()), *((name, pa.float64()) for name in Score._fields[1:])])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Folder of one run, at ``uri``."""
+
+    uri: str
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.uri.rpartition("/")[2]
+
+    def begin(self, command: str, identity: Mapping[str, Any]) -> None:
+        """Write run.json, or check that an existing one is of the same run.
+
+        Args:
+            command: Command line of the job.
+            identity: Options and fingerprints that make two commands the same run.
+
+        Raises:
+            ConfigError: The folder holds another run, with other options or data.
+            StorageError: The folder cannot be read or written.
+        """
+        uri = join_uri(self.uri, "run.json")
+        if store.exists(uri):
+            found = json.loads(store.read_bytes(uri))["identity"]
+            differing = [name for name, value in identity.items() if found.get(name) != value]
+            if differing:
+                changes = "; ".join(f"{name} was {found.get(name)!r}, is now {identity[name]!r}" for name in differing)
+                raise ConfigError(f"{self.uri} holds another run: {changes}. Give another --name, or the same options.")
+            return
+        self._write_json("run.json", {"command": command, "identity": dict(identity)})
+
+    def progress(self) -> dict[str, Any]:
+        """Return what :meth:`commit_progress` wrote last; empty before the first checkpoint."""
+        uri = join_uri(self.uri, PROGRESS)
+        if not store.exists(uri):
+            return {}
+        progress: dict[str, Any] = json.loads(store.read_bytes(uri))
+        return progress
+
+    def commit_progress(self, progress: Mapping[str, Any]) -> None:
+        """Write progress.json, from which the run goes on, and delete all checkpoints that it does not name.
+
+        Args:
+            progress: Values of epochs_done, steps, seconds and best_mad; last and best, the names of two checkpoints.
+        """
+        self._write_json(PROGRESS, progress)
+        found = {file.key.partition("/")[0] for file in store.list_files(self.uri)}
+        for name in sorted(filter(CHECKPOINT_NAME.fullmatch, found - {progress["last"], progress["best"]})):
+            store.delete_folder(join_uri(self.uri, name))
+
+    def epochs_done(self) -> int:
+        """Return the number of epochs at the last checkpoint."""
+        return int(self.progress().get("epochs_done", 0))
+
+    def history(self, steps: int) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl up to this number of steps."""
+        uri = join_uri(self.uri, "metrics.jsonl")
+        if not store.exists(uri):
+            return []
+        rows = [json.loads(line) for line in store.read_bytes(uri).splitlines()]
+        return [row for row in rows if row["step"] <= steps]
+
+    def write_history(self, history: Sequence[Mapping[str, Any]], epoch: int) -> None:
+        """Write metrics.jsonl, and TensorBoard's file of one epoch.
+
+        Args:
+            history: All rows of the run.
+            epoch: Number of the epoch, from 1.
+        """
+        lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
+        store.write_bytes(join_uri(self.uri, "metrics.jsonl"), lines.encode())
+        rows = [row for row in history if row["epoch"] == epoch]
+        # TensorBoard orders the files of a run by the number after "tfevents".
+        name = f"events/events.out.tfevents.{epoch:010d}"
+        store.write_bytes(join_uri(self.uri, name), encode_events(rows))
+
+    def restore_best(self) -> None:
+        """Copy the best checkpoint to best/ if a kill came after its epoch and before the end of its upload."""
+        name = self.progress()["best"]
+        source, best = join_uri(self.uri, name), join_uri(self.uri, "best")
+        expected = checkpoint.load(source)
+        found = checkpoint.load(best) if store.exists(f"{best}/metrics.json") else None
+        if found is None or (found.identity, found.metrics) != (expected.identity, expected.metrics):
+            checkpoint.copy(source, best)
+
+    def write_rejected(self, reasons: Mapping[str, str]) -> None:
+        """Write rejected.json: reasons by key."""
+        self._write_json("rejected.json", reasons)
+
+    def rejected(self) -> dict[str, str]:
+        """Return the contents of rejected.json: reasons by key."""
+        reasons: dict[str, str] = json.loads(store.read_bytes(join_uri(self.uri, "rejected.json")))
+        return reasons
+
+    def write_scores(self, scores: Sequence[Score]) -> None:
+        """Write validation.parquet."""
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores], SCORES_SCHEMA), sink)
+        store.write_bytes(join_uri(self.uri, "validation.parquet"), sink.getvalue())
+
+    def scores(self) -> list[Score]:
+        """Return the rows of validation.parquet."""
+        table = pq.read_table(io.BytesIO(store.read_bytes(join_uri(self.uri, "validation.parquet"))))
+        table = table.cast(SCORES_SCHEMA)  # to plain numbers and text: the file cannot bring in types that unpickle
+        return [Score(**row) for row in table.to_pylist()]
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        store.write_bytes(join_uri(self.uri, name), (json.dumps(dict(content), indent=2) + "\n").encode())
+
+
+def encode_events(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return TensorBoard's event file: each number of a row but step, epoch and time, as a scalar at that step."""
+    sink = io.BytesIO()
+    writer = RecordWriter(sink)
+    writer.write(Event(file_version="brain.Event:2", wall_time=rows[0]["time"] if rows else 0).SerializeToString())
+    for row in rows:
+        scalars = [
+            Summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
+            for name, value in row.items()
+            if name not in ("step", "epoch", "time")
+        ]
+        event = Event(step=row["step"], wall_time=row["time"], summary=Summary(value=scalars))
+        writer.write(event.SerializeToString())
+    return sink.getvalue()

@@ -1,0 +1,152 @@
+"""The life of a training worker: epoch by epoch, from the last checkpoint to the end of the run.
+
+    Assignment -> train_worker, in every worker of Ray Train -> checkpoints; the reason of a failure, or nothing
+
+All workers take the same steps and judge an epoch alike; the first of them also writes the run folder.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from jobs.training.config import TrainConfig
+from jobs.training.data import DataFacts
+from jobs.training.decode import MailboxHandle
+from jobs.training.recorder import Recorder
+from jobs.training.run_folder import RunFolder
+from jobs.training.streams import read_batches
+from matting.data.dataset import too_many_rejected
+from matting.messages import first_few
+from matting.nn import checkpoint
+from matting.nn.distributed import gather_over_workers
+from matting.nn.trainer import Epoch, NonFiniteLoss, Score, Trainer, mean_scores
+from matting.nn.unet import UNet
+from matting.storage.uri import join_uri
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Everything that a training worker needs."""
+
+    options: TrainConfig
+    data: DataFacts
+    backgrounds: "Sequence[ray.ObjectRef[np.ndarray]] | None"  # decoded photos without people, uint8 (N, S, S, 3) each
+    folder: RunFolder
+    trainer_class: type[Trainer]
+    use_gpu: bool
+    mailbox: MailboxHandle
+    cluster_ready: float  # when the cluster had started, in seconds since 1970
+
+
+def train_worker(config: dict[str, Assignment]) -> str:
+    """Train and validate until the run is finished.
+
+    Args:
+        config: {"assignment": assignment}, since Ray Train passes a dictionary.
+
+    Returns:
+        Reason why the run failed and would fail again, or nothing.
+    """
+    assignment = config["assignment"]
+    options = assignment.options
+    budget = options.budget(assignment.data.epoch_samples)
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    backgrounds_NHWC = None
+    if assignment.backgrounds is not None:
+        backgrounds_NHWC = np.concatenate(ray.get(list(assignment.backgrounds)))
+        if not len(backgrounds_NHWC):
+            return f"None of the photos of --backgrounds {options.backgrounds} can be used: give others, or none."
+    trainer = restore_trainer(assignment, backgrounds_NHWC)
+    recorder = start_recorder(assignment, trainer) if context.get_world_rank() == 0 else None
+    train_shard, val_shard = ray.train.get_dataset_shard("train"), None
+    while not budget.finished(trainer.epochs_done, trainer.seconds):
+        batches = read_batches(train_shard, options.batch)
+        try:
+            epoch = trainer.train_epoch(batches, budget, recorder.record_step if recorder else None)
+        except NonFiniteLoss as error:
+            return str(error)
+        # Opened only now: it may start a process, and the first batch need not wait for that.
+        val_shard = val_shard or ray.train.get_dataset_shard("val")
+        scores = trainer.validate(read_batches(val_shard, options.batch))
+        rejections: dict[str, str] = ray.get(assignment.mailbox.rejected.remote())
+        if failure := data_failure(assignment, epoch, scores, rejections):
+            return failure
+        means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
+        is_best = means["val_mad"] < trainer.best_mad
+        trainer.best_mad = min(trainer.best_mad, means["val_mad"])
+        if recorder:
+            recorder.record_epoch(epoch, scores, means, rejections, is_best)
+    if recorder:
+        recorder.close()
+    return ""
+
+
+def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None) -> Trainer:
+    """Return a trainer as it was at the last checkpoint, or a new one if there is none.
+
+    Args:
+        assignment: The worker's assignment.
+        backgrounds_NHWC: Photos without people, uint8, if there are any.
+    """
+    torch.manual_seed(assignment.options.seed)
+    model = UNet(assignment.options.network())
+    device = get_device() if assignment.use_gpu else torch.device("cpu")
+    trainer = assignment.trainer_class(model, assignment.options.training(), device, backgrounds_NHWC)
+    # The first worker's view, as a shared file system may still show an older file to some of them.
+    progress = gather_over_workers([assignment.folder.progress()])[0]
+    if progress:
+        uri = join_uri(assignment.folder.uri, progress["last"])
+        trainer.resume(checkpoint.load(uri).model.state_dict(), checkpoint.load_train_state(uri))
+    return trainer
+
+
+def start_recorder(assignment: Assignment, trainer: Trainer) -> Recorder:
+    """Return a recorder for this trainer, which describes its checkpoints by the run's options and data."""
+    options, data = assignment.options, assignment.data
+    config = checkpoint.describe(
+        trainer.model,
+        options.size,
+        recipe={"name": options.recipe, **asdict(options.training())},
+        data={
+            "uri": options.data,
+            "split_seed": options.split_seed,
+            "fingerprint": data.fingerprint,
+            "backgrounds": options.backgrounds,
+            "aspects": data.aspects,
+        },
+    )
+    return Recorder(
+        assignment.folder, trainer, config, data.epoch_samples, assignment.mailbox, assignment.cluster_ready
+    )
+
+
+def data_failure(assignment: Assignment, epoch: Epoch, scores: Sequence[Score], rejections: Mapping[str, str]) -> str:
+    """Return why the data of an epoch are not good enough to go on with, or nothing.
+
+    Args:
+        assignment: The worker's assignment.
+        epoch: Result of the training epoch, over all workers.
+        scores: Scores of its validation, over all workers.
+        rejections: Reasons of the rejected pairs and backgrounds so far, by key. The first pass over the data finds all
+            of them, so that all workers see the same.
+    """
+    options, data = assignment.options, assignment.data
+    what = "pairs and backgrounds" if options.backgrounds else "pairs"
+    if failure := too_many_rejected(rejections, data.decoded, options.max_rejected_fraction, what):
+        return failure
+    if not epoch.steps or not scores:
+        return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
+    missing = sorted(set(data.val_keys).difference(rejections, (score.key for score in scores)))
+    if missing:
+        return (
+            f"Validation missed {len(missing)} of {len(data.val_keys)} pairs that were not rejected: "
+            f"{first_few(missing)}."
+        )
+    return ""

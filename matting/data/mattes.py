@@ -1,0 +1,51 @@
+"""Read a predicted matte: its own file, or a row of a Parquet table that jobs/predict.py wrote with --sink table."""
+
+import threading
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from matting.storage import store
+from matting.storage.errors import NotFoundError, StorageError
+
+_TABLE_SUFFIX = ".parquet"
+MATTE_SCHEMA = pa.schema([("key", pa.string()), ("alpha", pa.binary()), ("cutout", pa.binary())])
+_loading = threading.Lock()
+
+
+def read_matte(key: str, matte_uri: str, max_bytes: int) -> bytes:
+    """Return the bytes of a photo's matte, or of its cutout where the table has no matte.
+
+    Args:
+        key: Key of the photo, which names its row in a table.
+        matte_uri: URI of the matte's file, or of a table (.parquet).
+        max_bytes: Size limit of a file; tables have none.
+
+    Raises:
+        StorageError: The matte cannot be read, or the table is not one of jobs/predict.py.
+    """
+    if not matte_uri.endswith(_TABLE_SUFFIX):
+        return store.read_bytes(matte_uri, max_bytes)
+    with _loading:  # so that threads that need the same table fetch it once
+        mattes = _mattes_by_key(matte_uri)
+    if key not in mattes:
+        raise NotFoundError(f"{matte_uri} has no matte of {key!r}.")
+    return mattes[key]
+
+
+@lru_cache(maxsize=2)
+def _mattes_by_key(uri: str) -> dict[str, bytes]:
+    data = store.read_bytes(uri)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        # Only what jobs/predict.py writes: other tables might unpack to any size, or unpickle objects.
+        has_schema = all(file.schema_arrow.field(field.name).type == field.type for field in MATTE_SCHEMA)
+        if not has_schema or any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
+            raise StorageError(f"{uri} is no table of mattes that jobs/predict.py wrote.")
+        rows = file.read(MATTE_SCHEMA.names).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:  # damage, or other columns
+        raise StorageError(f"{uri} cannot be read as a table of mattes ({error}).") from error
+    return {row["key"]: row["alpha"] or row["cutout"] for row in rows}

@@ -1,0 +1,219 @@
+"""Rows of a dataset: where each pair is stored, and how to decode it.
+
+    Rows.take       indices -> fewer Rows, small enough to travel with a task
+    Rows.examples           -> Example: key, image uint8 (H, W, 3), alpha uint8 (H, W); or the reason why not
+
+Raw files, packed parts and synthetic people have the same interface, and a key gives the same pixels in every split,
+task and process.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from matting.data import shards
+from matting.data.images import MAX_IMAGE_BYTES, BadImage, Pixels, decode_alpha, decode_image, image_size, resize
+from matting.data.mattes import read_matte
+from matting.data.synthetic import draw_person
+from matting.storage import store
+from matting.storage.concurrent import concurrently
+from matting.storage.errors import StorageError
+
+FETCHES = 16  # pairs in flight in one task
+SYNTHETIC_SIDE = 256  # pixels a side of synthetic people where no size is asked for
+
+# Smaller images vanish in the network's first downsampling step: they are placeholders, not photos with mattes.
+MIN_PAIR_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """A decoded pair, image_HWC and alpha_HW, uint8; or None for both, and the error."""
+
+    key: str
+    image: Pixels | None
+    alpha: Pixels | None
+    error: str = ""
+
+
+class Rows(Protocol):
+    """Rows of one split."""
+
+    random_access: ClassVar[bool]  # whether rows from all over the dataset are read as fast as neighbours
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """Return the rows at these indices, in this order."""
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """Decode the rows in order, squashed to size × size pixels, or at their own size."""
+
+
+class StoredRows(Rows, Protocol):
+    """Rows whose pairs lie in storage, or are drawn; others may be in memory."""
+
+    def take(self, indices: np.ndarray) -> "StoredRows":
+        """Return the rows at these indices, in this order."""
+
+    def aspects(self) -> list[float]:
+        """Return width over height of each upright image, without decoding it; 0 where it is unknown."""
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Image and matte files: a table with the columns key, image_uri, matte_uri."""
+
+    table: pa.Table
+    random_access: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: np.ndarray) -> "RawRows":
+        """Return the rows at these indices, in this order."""
+        return RawRows(self.table.take(indices))
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """Decode the rows in order; see `Rows.examples`."""
+        for key, image, matte, error in self.fetch():
+            yield Example(key, None, None, error) if error else decode_example(key, image, matte, size)
+
+    def fetch(self) -> Iterator[tuple[str, bytes, bytes, str]]:
+        """Yield (key, image bytes, matte bytes, error or "") in order, while several pairs are in flight."""
+        for _, fetched in concurrently(fetch_pair, self.table.to_pylist(), FETCHES):
+            yield fetched
+
+    def aspects(self) -> list[float]:
+        """Return the aspect ratio of each image, from its header; 0 where it cannot be read."""
+        uris = self.table["image_uri"].to_pylist()
+        return [aspect for _, aspect in concurrently(image_aspect, uris, FETCHES)]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of Parquet parts: a table with the columns key, width, height, part, row_group, row."""
+
+    table: pa.Table
+    random_access: ClassVar[bool] = False  # a row group is fetched whole
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: np.ndarray) -> "PackedRows":
+        """Return the rows at these indices, in this order."""
+        return PackedRows(self.table.take(indices))
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """Decode the rows in order; see `Rows.examples`.
+
+        Raises:
+            ShardError: A part cannot be read.
+        """
+        for key, image, matte in shards.read_pairs(self.table):
+            yield decode_example(key, image, matte, size)
+
+    def aspects(self) -> list[float]:
+        """Return the aspect ratio of each image, from the index; 0 where it is unknown."""
+        sizes = zip(self.table["width"].to_pylist(), self.table["height"].to_pylist(), strict=True)
+        return [width / height if width and height else 0.0 for width, height in sizes]
+
+
+@dataclass(frozen=True)
+class SyntheticRows:
+    """Synthetic people, by their numbers."""
+
+    seed: int
+    numbers: np.ndarray
+    random_access: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, indices: np.ndarray) -> "SyntheticRows":
+        """Return the rows at these indices, in this order."""
+        return replace(self, numbers=self.numbers[indices])
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """Draw the people in order; see `Rows.examples`."""
+        side = size or SYNTHETIC_SIDE
+        for number in self.numbers:
+            yield Example(synthetic_key(number), *draw_person(self.seed, int(number), side, side))
+
+    def aspects(self) -> list[float]:
+        """Return 1 for each image."""
+        return [1.0] * len(self)
+
+
+def synthetic_key(number: int) -> str:
+    """Return the key of a synthetic person."""
+    return f"synthetic/{number:09d}"
+
+
+def fetch_pair(row: Mapping[str, str]) -> tuple[str, bytes, bytes, str]:
+    """Fetch the pair of a row of RawRows: (key, image bytes, matte bytes, error or "")."""
+    key = row["key"]
+    try:
+        image = store.read_bytes(row["image_uri"], MAX_IMAGE_BYTES)
+        return key, image, read_matte(key, row["matte_uri"], MAX_IMAGE_BYTES), ""
+    except StorageError as error:
+        return key, b"", b"", str(error)
+
+
+def image_aspect(uri: str) -> float:
+    """Return width over height of an image file, or 0 if it cannot be read; decoding it reports why."""
+    try:
+        width, height = image_size(store.read_bytes(uri, MAX_IMAGE_BYTES))
+    except (StorageError, BadImage):
+        return 0.0
+    return width / height
+
+
+def decode_example(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:
+    """Decode a pair, squashed to size × size pixels or at its own size, for training and evaluation."""
+    try:
+        image, alpha = decode_pair(image_bytes, matte_bytes)
+    except BadImage as error:
+        return Example(key, None, None, str(error))
+    if size is not None:
+        image, alpha = resize(image, size, size), resize(alpha, size, size)
+    return Example(key, image, alpha)
+
+
+def decode_pair(image_bytes: bytes, matte_bytes: bytes) -> tuple[Pixels, Pixels]:
+    """Decode an image and its matte to image_HWC and alpha_HW, uint8; their sizes may differ.
+
+    Raises:
+        BadImage: One of them cannot be used, or their aspect ratios differ; the message says which.
+    """
+    try:
+        image_HWC = decode_image(image_bytes)
+    except BadImage as error:
+        raise BadImage(f"image: {error}") from error
+    try:
+        alpha_HW = decode_alpha(matte_bytes)
+    except BadImage as error:
+        raise BadImage(f"matte: {error}") from error
+    for name, array in (("image", image_HWC), ("matte", alpha_HW)):
+        height, width = array.shape[:2]
+        if min(height, width) < MIN_PAIR_SIDE:
+            raise BadImage(f"{name}: {width}×{height} pixels, fewer than {MIN_PAIR_SIDE} a side")
+    check_same_aspect(image_HWC, alpha_HW)
+    return image_HWC, alpha_HW
+
+
+def check_same_aspect(image_HWC: Pixels, alpha_HW: Pixels) -> None:
+    """Check that an image and its matte have the same aspect ratio.
+
+    Raises:
+        BadImage: The ratios differ by more than 1 % and by more than the rounding of a scaled copy, one pixel.
+    """
+    height, width = image_HWC.shape[:2]
+    matte_height, matte_width = alpha_HW.shape
+    difference = abs(width * matte_height - matte_width * height)
+    rounding = max(width, height, matte_width, matte_height)
+    if difference > max(rounding, 0.01 * width * matte_height):
+        raise BadImage(f"image is {width}×{height}, matte {matte_width}×{matte_height}: their aspect ratios differ")

@@ -1,0 +1,350 @@
+"""The trainer: steps, epochs and validation passes over any iterable of batches, and the state to resume from.
+
+A batch is a dict of numpy arrays: ``key`` (B strings), ``image`` uint8 (B, H, W, 3), ``alpha`` uint8 (B, H, W).
+
+    batch -> device, [0, 1], channels last -> augment -> network -> loss -> all workers agree that it is finite
+    -> optimizer step -> moving average of the weights, if the recipe has one
+
+Where a torch.distributed process group exists, training is data-parallel: gradients are averaged, BatchNorm is
+synchronized, and sums over all workers are divided once. This module uses no Ray, no URIs and no files.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from matting.nn.augment import augment, random_flip
+from matting.nn.batchnorm import synchronize_batchnorm
+from matting.nn.distributed import gather_over_workers, rank, sum_over_workers, world_size
+from matting.nn.ema import averaged_model
+from matting.nn.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target
+from matting.nn.metrics import MetricSums, batch_metrics
+from matting.nn.precision import TrainingPrecision, autocast_dtype, to_device
+from matting.nn.schedule import UNLIMITED, Budget, Schedule, learning_rate_factor
+from matting.nn.unet import UNet, alpha_of
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimizer, losses and augmentation; the defaults are the baseline's.
+
+    Args:
+        learning_rate: Learning rate of AdamW (Loshchilov and Hutter 2019), which without weight decay is Adam.
+        betas: Decay rates of AdamW's first and second moments.
+        weight_decay: Weight decay of the convolutions' kernels; biases and BatchNorm have none.
+        schedule: Schedule of the learning rate: "constant", or "cosine", which after a short linear warm-up falls to
+            0 at the end of the run.
+        ema_decay: Decay of the exponential moving average of the weights, which is what is validated and saved; 0 for
+            none.
+        half_res_fraction: Fraction of the run, from its start, that trains at half the image size, about four times
+            as fast; from 0 to 1.
+        augment_size: Side in pixels of augmented images, if they come larger; without it, they keep their size. A run
+            can so train at a cheap size and end with a few epochs at the full one (Touvron et al., "Fixing the
+            train-test resolution discrepancy", 2019).
+        reduction: Reduction of the squared error over batch, channels and pixels: "mean" or "sum".
+        mse: Weight of the squared error of the four channels.
+        l1: Weight of the absolute error of alpha.
+        cross_entropy: Weight of the cross entropy of alpha at the start of the run; it falls linearly to 0 at the end.
+        laplacian: Weight of the absolute error of alpha over a Laplacian pyramid.
+        augment_fraction: Fraction of the run, from its start, that augments images (geometry, color, background,
+            quality); after it they are only flipped. From 0 to 1; with 0, images are never changed.
+        precision: Number format of the convolutions; "auto" is bf16 where the hardware is faster with it, else fp32.
+        seed: Random seed of the augmentation.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.99)
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    ema_decay: float = 0.0
+    half_res_fraction: float = 0.0
+    augment_size: int | None = None
+    reduction: Reduction = "mean"
+    mse: float = 1.0
+    l1: float = 0.0
+    cross_entropy: float = 0.0
+    laplacian: float = 0.0
+    augment_fraction: float = 0.0
+    precision: TrainingPrecision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment_size is not None and self.augment_size < 1:
+            raise ValueError(f"augment_size must be at least 1, is {self.augment_size}")
+        for name in ("half_res_fraction", "augment_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a fraction of the run, from 0 to 1; is {getattr(self, name)}")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay must be from 0 to 1, is {self.ema_decay}")
+
+
+class NonFiniteLoss(RuntimeError):
+    """A batch's loss is not finite. Raised on every worker before the optimizer step; the message names its keys."""
+
+
+class Epoch(NamedTuple):
+    """Results of one pass over the training pairs, summed over all workers."""
+
+    loss: float  # mean squared error per value, whatever the reduction, so that recipes compare
+    steps: int
+    samples: float
+    seconds: float
+    waiting: float  # seconds that this worker waited for data, part of `seconds`
+
+
+class Step(NamedTuple):
+    """Results of one optimizer step: samples and loss over all workers, times on this one."""
+
+    samples: float
+    loss: float  # as in Epoch
+    waiting: float  # seconds that this worker waited for the batch
+    seconds: float  # seconds from the batch to the new weights
+
+
+class _StepSums(NamedTuple):
+    """Sums of one step over all workers."""
+
+    squares: float  # sum of squared errors
+    values: float  # number of values in that sum
+    samples: float
+    elapsed: float  # seconds since the start of the epoch, on the first worker's clock
+
+
+class Score(NamedTuple):
+    """Metrics of one image of a validation pass, in the units of :data:`matting.nn.metrics.METRICS`."""
+
+    key: str
+    mad: float
+    mse: float
+    iou: float
+
+
+class Trainer:
+    """A network, its optimizer, and their progress.
+
+    Args:
+        model: Network to train; it is moved to the device.
+        config: Optimizer, losses and augmentation.
+        device: Device of this worker.
+        backgrounds_NHWC: Photos without people, uint8, of the batches' size, for composites; or None.
+
+    ``trainer.model`` is the network to validate and save: the trained one, or the moving average of its weights.
+    """
+
+    def __init__(
+        self,
+        model: UNet,
+        config: TrainingConfig,
+        device: torch.device,
+        backgrounds_NHWC: np.ndarray | None = None,
+    ) -> None:
+        model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's is missing
+        self.config = config
+        self.device = device
+        self.epochs_done = 0
+        self.steps = 0
+        self.seconds = 0.0  # of training and validation
+        self.best_mad = math.inf
+        self._backgrounds: Tensor | None = None
+        if backgrounds_NHWC is not None:
+            self._backgrounds = to_device(backgrounds_NHWC, device).permute(0, 3, 1, 2)
+        self._dtype = autocast_dtype(device, config.precision)
+        self._unaveraged = model
+        self._parallel: torch.nn.Module = model
+        if world_size() > 1:
+            synchronize_batchnorm(model, device)
+            device_ids = [device] if device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(model, device_ids=device_ids)
+        self._ema: AveragedModel | None = None
+        self.model: UNet = model
+        if config.ema_decay:
+            self._ema = averaged_model(model, config.ema_decay)
+            self.model = cast(UNet, self._ema.module)
+        kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,  # one pass over the weights instead of about ten
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`resume` needs beside the weights; random numbers follow from seed and epoch."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "epochs_done": self.epochs_done,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "best_mad": self.best_mad,
+            "unaveraged": self._unaveraged.state_dict() if self._ema else {},
+        }
+
+    def resume(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's weights and the :meth:`state` beside them."""
+        self._unaveraged.load_state_dict(state["unaveraged"] or weights)
+        if self._ema:
+            self.model.load_state_dict(weights)
+            self._ema.n_averaged.fill_(state["steps"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.epochs_done, self.steps = state["epochs_done"], state["steps"]
+        self.seconds, self.best_mad = state["seconds"], state["best_mad"]
+
+    def train_epoch(
+        self,
+        batches: Iterable[Batch],
+        budget: Budget = UNLIMITED,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Epoch:
+        """Train one pass over the training pairs.
+
+        Args:
+            batches: This worker's batches; every worker must have equally many.
+            budget: Budget of the whole run. When its time is up, all workers stop after the same step.
+            on_step: Function to call after each step.
+
+        Raises:
+            NonFiniteLoss: The loss of a batch is not finite on some worker.
+        """
+        generator = torch.Generator().manual_seed(self._epoch_seed())
+        self._unaveraged.train()
+        began = done = time.monotonic()
+        squares = values = waiting = 0.0
+        samples, steps, elapsed = 0.0, 0, 0.0
+        for batch in batches:
+            arrived = time.monotonic()
+            progress = budget.progress(self.epochs_done + samples / budget.samples, self.seconds + elapsed)
+            sums = self._step(batch, generator, progress, arrived - began)
+            waited, seconds = arrived - done, time.monotonic() - arrived
+            squares, values, waiting = squares + sums.squares, values + sums.values, waiting + waited
+            samples, steps, elapsed = samples + sums.samples, steps + 1, sums.elapsed
+            if on_step:
+                on_step(Step(sums.samples, sums.squares / sums.values, waited, seconds))
+            if self.seconds + elapsed > budget.seconds:
+                break
+            done = time.monotonic()
+        self.epochs_done += 1
+        self.steps += steps
+        return Epoch(squares / values if values else math.nan, steps, samples, self._add_seconds(began), waiting)
+
+    def _step(self, batch: Batch, generator: torch.Generator, progress: float, elapsed: float) -> _StepSums:
+        image, alpha = self._augment(*self._to_device(batch), generator, progress)
+        target = rgba_target(image, alpha)
+        with self._autocast():
+            pred = self._parallel(image)
+        squared = mse(pred, target, self.config.reduction)
+        squares = squared.item() * (target.numel() if self.config.reduction == "mean" else 1)
+        # One exchange a step, so that all workers stop together at a loss that is not finite on one of them.
+        own = [squares, float(target.numel()), float(len(image)), elapsed if rank() == 0 else 0.0]
+        total = _StepSums(*sum_over_workers(own, self.device))
+        if not math.isfinite(total.squares):
+            raise NonFiniteLoss(self._non_finite(batch["key"], squares))
+        loss = self._loss(squared, pred, alpha, progress)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * learning_rate_factor(self.config.schedule, progress)
+        self._optimizer.step()
+        if self._ema:
+            self._ema.update_parameters(self._unaveraged)
+        return total
+
+    def _augment(
+        self, image: Tensor, alpha: Tensor, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return image_BCHW and alpha_B1HW at the size and with the augmentation of this part of the run."""
+        size = image.shape[-1]
+        is_augmented = progress < self.config.augment_fraction
+        if is_augmented:
+            size = min(size, self.config.augment_size or size)
+        if progress < self.config.half_res_fraction:
+            size //= 2
+        if is_augmented:
+            return augment(image, alpha, size, generator, self._backgrounds)
+        if size < image.shape[-1]:
+            image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)
+        return random_flip(image, alpha, generator) if self.config.augment_fraction else (image, alpha)
+
+    def _loss(self, squared: Tensor, pred: Tensor, alpha: Tensor, progress: float) -> Tensor:
+        """Return the weighted sum of the loss terms; ``squared`` is the reduced squared error of the four channels."""
+        config = self.config
+        # DistributedDataParallel averages gradients, but the gradient of a sum is the sum over workers.
+        loss = config.mse * squared * (world_size() if config.reduction == "sum" else 1)
+        if config.l1:
+            loss = loss + config.l1 * l1(alpha_of(pred), alpha)
+        if config.cross_entropy:
+            loss = loss + config.cross_entropy * (1 - progress) * cross_entropy(alpha_of(pred), alpha)
+        if config.laplacian:
+            loss = loss + config.laplacian * laplacian(alpha_of(pred), alpha)
+        return loss
+
+    def validate(self, batches: Iterable[Batch]) -> list[Score]:
+        """Score every image once, over all workers.
+
+        Args:
+            batches: This worker's batches; workers may have different numbers of them, and none.
+
+        Returns:
+            One row per image of all workers, sorted by key; the same on every worker.
+        """
+        began = time.monotonic()
+        self.model.eval()
+        scores: list[Score] = []
+        with torch.inference_mode():
+            for batch in batches:
+                image, alpha = self._to_device(batch)
+                with self._autocast():
+                    pred = self.model(image)
+                pred_alpha = alpha_of(pred.float())
+                values = batch_metrics(pred_alpha[:, 0], alpha[:, 0])
+                columns = (values[name].tolist() for name in ("mad", "mse", "iou"))
+                scores += [Score(*row) for row in zip(map(str, batch["key"]), *columns, strict=True)]
+        self._add_seconds(began)
+        return sorted(gather_over_workers(scores))
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return image_BCHW (channels last) and alpha_B1HW on the device, float in [0, 1], of a batch of uint8."""
+        image, alpha = (to_device(batch[name], self.device) for name in ("image", "alpha"))
+        return image.permute(0, 3, 1, 2).float() / 255, alpha[:, None].float() / 255
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    def _epoch_seed(self) -> int:
+        return int(np.random.SeedSequence([self.config.seed, self.epochs_done, rank()]).generate_state(1)[0])
+
+    def _add_seconds(self, began: float) -> float:
+        """Add the time since ``began`` to ``seconds``, and return it; all workers use the first one's clock."""
+        elapsed = time.monotonic() - began if rank() == 0 else 0.0
+        seconds = sum_over_workers([elapsed], self.device)[0]
+        self.seconds += seconds
+        return seconds
+
+    def _non_finite(self, keys: np.ndarray, squares: float) -> str:
+        named = gather_over_workers([] if math.isfinite(squares) else [str(key) for key in keys])
+        return (
+            f"The loss is not finite at step {self.steps + 1} of epoch {self.epochs_done + 1}; the step was not taken. "
+            f"The batch: {', '.join(named)}. Look at these pairs; if they are sound, lower the learning rate."
+        )
+
+
+def mean_scores(scores: Iterable[Score]) -> dict[str, float]:
+    """Return the number of scores and their means, ``{"n", "mad", "mse", "iou"}``; there must be at least one."""
+    sums = MetricSums()
+    for score in scores:
+        sums.add({"mad": score.mad, "mse": score.mse, "iou": score.iou})
+    return sums.mean()

@@ -1,0 +1,202 @@
+"""predict: keys of every kind, odd and broken photos, tables, and every storage scheme."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import predict
+from matting.data import images
+from matting.data.synthetic import draw_person
+from matting.storage import store
+from tests.support.predictions import (
+    assert_accounted_for,
+    draw_photo,
+    new_checkpoint,
+    photo_keys,
+    read_ledger,
+    write_photos,
+)
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a small network's checkpoint."""
+    return new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
+
+
+def run_predict(trained: str, source: object, output: object, *options: str) -> None:
+    predict.main([f"--checkpoint={trained}", f"--images={source}", f"--output={output}", *options])
+
+
+# Keys -----------------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "x/1.jpg",
+    "y/1.jpg",
+    "x/1.png",
+    "x/1.jpg.png",
+    "x/a b.jpg",
+    "100%.jpg",
+    "%41.jpg",
+    "A.jpg",
+    "#1.jpg",
+    "what?.jpg",
+    "what?x=1#2.jpg",
+    "人/Ünïcødé.jpg",
+    "e\u0301.jpg",
+    "\u00e9.jpg",
+    ".hidden.jpg",
+    ".dir/1.jpg",
+    "1.JPEG",
+    "/".join(["d" * 99] * 4 + ["n" * 96 + ".jpg"]),
+]
+
+
+def test_keys_of_every_kind_have_outputs(trained: str, tmp_path: Path, bucket: str) -> None:
+    assert len(NAMES[-1]) == 500
+    for number, name in enumerate(NAMES):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(draw_photo(number, 20 + number, 24))
+        store.write_bytes(f"{bucket}/photos/{name}", draw_photo(number, 20 + number, 24))
+    store.write_bytes(f"{bucket}/photos/{'m' * 496}.jpg", draw_photo(99))  # longer than a file's name may be
+    run_predict(trained, tmp_path / "photos", tmp_path / "out")
+    assert_accounted_for(tmp_path / "out", set(NAMES))
+    for number, name in enumerate(NAMES):
+        assert images.image_size((tmp_path / f"out/alpha/{name}.png").read_bytes()) == (20 + number, 24)
+    run_predict(trained, f"{bucket}/photos", f"{bucket}/out")
+    keys = {*NAMES, f"{'m' * 496}.jpg"}
+    assert {file.key for file in store.list_files(f"{bucket}/out/alpha")} == {f"{key}.png" for key in keys}
+    for name in NAMES:
+        assert store.read_bytes(f"{bucket}/out/alpha/{name}.png") == (tmp_path / f"out/alpha/{name}.png").read_bytes()
+    run_predict(trained, f"{bucket}/photos", tmp_path / "from-bucket")
+    assert_accounted_for(tmp_path / "from-bucket", keys)
+
+
+def test_keys_never_lead_out_of_the_output(trained: str, tmp_path: Path) -> None:
+    keys = ["../../etc/x", "/etc/x", "a/./b", "a//b", "good.jpg", ".."]
+    table = pa.table({"key": keys, "image": pa.array([draw_photo(number) for number in range(len(keys))], pa.binary())})
+    pq.write_table(table, tmp_path / "table.parquet")
+    (tmp_path / "deep/er").mkdir(parents=True)
+    run_predict(trained, tmp_path / "table.parquet", tmp_path / "deep/er/out", "--max-failed=1")
+    found = {str(path.relative_to(tmp_path / "deep/er/out")) for path in (tmp_path / "deep/er/out").rglob("*.png")}
+    assert found == {"alpha/good.jpg.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "table.parquet"]
+    assert {key for key, row in read_ledger(tmp_path / "deep/er/out").items() if row["status"] == "failed"} == {
+        *keys
+    } - {"good.jpg"}
+
+
+# Photos ---------------------------------------------------------------------------------------------------------------
+
+
+def bad_and_odd_files() -> dict[str, tuple[bytes, tuple[int, int] | str]]:
+    """Return files that users call photos: {name: (bytes, size of the matte or start of the error)}."""
+
+    def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, form, **options)
+        return buffer.getvalue()
+
+    person = Image.fromarray(draw_person(5, 0, 60, 80)[0])
+    png = encoded(person, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey_16 = Image.fromarray(np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8))
+    return {
+        "truncated.jpg": (draw_photo(0)[:-300], "truncated JPEG"),
+        "truncated.png": (png[: len(png) // 2], "truncated PNG"),
+        "zero.jpg": (b"", "empty file"),
+        "page.jpg": (b"<!doctype html><title>404</title>", "not an image (HTML"),
+        "bomb.png": (encoded(Image.new("1", (30_000, 30_000)), "PNG"), "30000×30000 pixels, more than"),
+        "cmyk.jpg": (encoded(person.convert("CMYK"), "JPEG"), (60, 80)),
+        "16-bit.png": (encoded(grey_16, "PNG"), (8, 6)),
+        "animated.gif": (encoded(person, "GIF", save_all=True, append_images=[person.rotate(90)]), (60, 80)),
+        "palette.png": (encoded(person.convert("P"), "PNG", transparency=3), (60, 80)),
+        "one.png": (encoded(person.resize((1, 1)), "PNG"), (1, 1)),
+        "wide.png": (encoded(person.resize((20_000, 10)), "PNG"), (20_000, 10)),
+        "lying.jpg": (encoded(person, "JPEG", exif=exif), (80, 60)),
+        "photo.webp": (encoded(person, "WEBP"), (60, 80)),
+        "photo.tif": (encoded(person, "TIFF"), (60, 80)),
+    }
+
+
+@pytest.mark.parametrize("options", [[], ["--sink=table", "--write=cutout,alpha", "--format=webp"]])
+def test_odd_files_are_handled_or_named(trained: str, tmp_path: Path, options: list[str]) -> None:
+    files = bad_and_odd_files()
+    (tmp_path / "photos").mkdir()
+    for name, (data, _) in files.items():
+        (tmp_path / "photos" / name).write_bytes(data)
+    write_photos(tmp_path / "photos", 20)
+    run_predict(trained, tmp_path / "photos", tmp_path / "out", "--max-failed=1", *options)
+    ledger = read_ledger(tmp_path / "out")
+    assert len(ledger) == len(files) + 20
+    for name, (_, expected) in files.items():
+        if name == "wide.png" and "--format=webp" in options:
+            expected = "20000×10 pixels, more than the 16,383 a side that WebP holds"
+        row = ledger.pop(name)
+        if isinstance(expected, str):
+            assert row["status"] == "failed"
+            assert row["error"].startswith(expected), row
+        else:
+            assert (row["status"], row["width"], row["height"]) == ("done", *expected), row
+    assert {row["status"] for row in ledger.values()} == {"done"}
+    if not options:
+        assert_accounted_for(tmp_path / "out", set(read_ledger(tmp_path / "out")))
+
+
+def test_tables_give_the_same_mattes(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "photos", 20)
+    keys = [f"img_align_celeba/{number:06d}.jpg" for number in range(1, 21)]
+    data = pa.array([(tmp_path / "photos" / key).read_bytes() for key in keys], pa.binary())
+    pq.write_table(pa.table({"key": keys, "image": data}), tmp_path / "bytes.parquet", row_group_size=7)
+    (tmp_path / "photos/uris.csv").write_text("\n".join(["path", *keys]))
+    run_predict(trained, tmp_path / "photos", tmp_path / "files")
+    for name, source in {"bytes": tmp_path / "bytes.parquet", "uris": tmp_path / "photos/uris.csv"}.items():
+        for _ in range(2):
+            run_predict(trained, source, tmp_path / name)
+        assert "Nothing left to do." in capsys.readouterr().out
+        assert_accounted_for(tmp_path / name, set(keys))
+        for key in keys:
+            expected = (tmp_path / f"files/alpha/{key}.png").read_bytes()
+            assert (tmp_path / name / f"alpha/{key}.png").read_bytes() == expected
+
+
+# Storage --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_bucket_gives_the_same_as_a_folder(trained: str, tmp_path: Path, bucket: str, sink: str) -> None:
+    write_photos(tmp_path / "photos", 30)
+    for path in (tmp_path / "photos").rglob("*.jpg"):
+        store.write_bytes(f"{bucket}/photos/{path.relative_to(tmp_path / 'photos')}", path.read_bytes())
+    for file in store.list_files(trained):
+        store.write_bytes(f"{bucket}/best/{file.key}", store.read_bytes(f"{trained}/{file.key}"))
+    options = ["--write=alpha,cutout", "--format=webp", f"--sink={sink}"]
+    run_predict(trained, tmp_path / "photos", tmp_path / "out", *options)
+    run_predict(f"{bucket}/best", f"{bucket}/photos/", f"{bucket}/out/", *options)
+    found = {file.key for file in store.list_files(f"{bucket}/out")}
+    if sink == "files":
+        written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+        unnamed = {key for key in found ^ written if not key.startswith("_ledger/")}
+        assert not unnamed
+        for key in found:
+            if not key.startswith(("_ledger/", "report", "summary")):
+                assert store.read_bytes(f"{bucket}/out/{key}") == (tmp_path / "out" / key).read_bytes()
+    else:
+        assert {key.partition("/")[0] for key in found} == {"_ledger", "mattes", "report.html", "summary.json"}
+    before = {file.key: file.etag for file in store.list_files(f"{bucket}/out")}
+    run_predict(f"{bucket}/best", f"{bucket}/photos/", f"{bucket}/out/", *options)
+    assert {file.key: file.etag for file in store.list_files(f"{bucket}/out")} == before
+
+
+def test_fsspec_schemes_work(trained: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 5)
+    run_predict(trained, f"local://{tmp_path}/photos", f"local://{tmp_path}/out")
+    assert_accounted_for(tmp_path / "out", photo_keys(5))

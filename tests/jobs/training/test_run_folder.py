@@ -1,0 +1,54 @@
+"""The run folder: one run only, whole files, and formats that others read."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from jobs.common.config import ConfigError
+from jobs.training.run_folder import RunFolder
+from matting.nn.trainer import Score
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def test_another_run_is_refused(folder: RunFolder) -> None:
+    folder.begin("command", {"width": 4, "seed": 0})
+    folder.begin("same options", {"width": 4, "seed": 0})
+    with pytest.raises(ConfigError, match="holds another run: width was 4, is now 8"):
+        folder.begin("command", {"width": 8, "seed": 0})
+
+
+def test_an_empty_folder_has_no_progress(folder: RunFolder) -> None:
+    assert folder.progress() == {}
+    assert folder.epochs_done() == 0
+    assert folder.history(100) == []
+
+
+def test_history_ends_at_the_given_step(folder: RunFolder) -> None:
+    rows = [{"step": step, "epoch": 1, "time": 1.0, "train_loss": 0.5} for step in (25, 50, 75)]
+    folder.write_history(rows, 1)
+    assert folder.history(50) == rows[:2]
+
+
+def test_tensorboard_reads_the_events_of_an_epoch(folder: RunFolder) -> None:
+    rows = [{"step": step, "epoch": step, "time": 1.0, "val_mad": step / 2} for step in (1, 2)]
+    folder.write_history(rows, 2)
+    (file,) = Path(folder.uri, "events").iterdir()
+    found = [
+        (event.step, value.tag, value.tensor.float_val[0])
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    assert found == [(2, "val/mad", 1.0)]
+
+
+def test_scores_and_rejections_come_back(folder: RunFolder) -> None:
+    scores = [Score("a.png", 1.0, 2.0, 0.5), Score("b.png", 3.0, 4.0, 0.25)]
+    folder.write_scores(scores)
+    folder.write_rejected({"c.png": "empty file"})
+    assert folder.scores() == scores
+    assert folder.rejected() == {"c.png": "empty file"}

@@ -1,0 +1,1 @@
+"""Tests of the library, in folders that mirror its packages."""

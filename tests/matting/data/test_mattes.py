@@ -1,0 +1,43 @@
+"""mattes: a matte is read from its own file or from a table of jobs/predict.py, and from no other table."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from matting.data.mattes import read_matte
+from matting.storage.errors import NotFoundError, StorageError
+
+TABLE = pa.table(
+    {
+        "key": ["a.jpg", "b.jpg"],
+        "etag": ["1", "2"],
+        "alpha": pa.array([b"alpha", None], pa.binary()),
+        "cutout": pa.array([None, b"cutout"], pa.binary()),
+    }
+)
+
+
+def test_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg.png").write_bytes(b"matte")
+    assert read_matte("a.jpg", f"{tmp_path}/a.jpg.png", 5) == b"matte"
+    with pytest.raises(StorageError):
+        read_matte("a.jpg", f"{tmp_path}/a.jpg.png", 4)
+
+
+def test_table_gives_the_matte_or_the_cutout(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "part.parquet", compression="none")
+    assert read_matte("a.jpg", f"{tmp_path}/part.parquet", 1) == b"alpha"
+    assert read_matte("b.jpg", f"{tmp_path}/part.parquet", 1) == b"cutout"
+    with pytest.raises(NotFoundError, match=r"has no matte of 'c\.jpg'"):
+        read_matte("c.jpg", f"{tmp_path}/part.parquet", 1)
+
+
+def test_other_tables_are_refused(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "packed.parquet", compression="zstd")
+    pq.write_table(TABLE.drop_columns("cutout"), tmp_path / "columns.parquet", compression="none")
+    (tmp_path / "text.parquet").write_bytes(b"hello")
+    for name, message in (("packed", "is no table"), ("columns", "cannot be read"), ("text", "cannot be read")):
+        with pytest.raises(StorageError, match=message):
+            read_matte("a.jpg", f"{tmp_path}/{name}.parquet", 1)

@@ -1,0 +1,62 @@
+"""URIs: joined, resolved, made absolute, with keys that stay below their folder."""
+
+from pathlib import Path
+
+import pytest
+
+from matting.storage.errors import StorageError
+from matting.storage.uri import absolute_uri, absolute_uris, default_key, is_local, join_uri, resolve_uri, split_uri
+
+
+def test_scheme_is_split_off_in_lower_case():
+    assert split_uri("a/b") == ("file", "a/b")
+    assert split_uri("file:///a#b?c%20d") == ("file", "/a#b?c%20d")
+    assert split_uri("S3://bucket/Key") == ("s3", "bucket/Key")
+
+
+def test_only_file_uris_are_local():
+    assert is_local("a/b.jpg")
+    assert is_local("file:///a/b.jpg")
+    assert not is_local("s3://bucket/b.jpg")
+    assert not is_local("memory://b.jpg")
+
+
+def test_joined_keys_stay_below_the_root():
+    assert join_uri("s3://bucket/photos/", "a/..b.jpg") == "s3://bucket/photos/a/..b.jpg"
+    with pytest.raises(StorageError, match="rename the file"):
+        join_uri("/output", "a/../../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("folder", "written", "uri", "key"),
+    [
+        ("s3://b/lists/", "x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
+        ("s3://b/lists/", "s3://b/lists/x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
+        ("s3://b/lists/", "s3://b/2.jpg", "s3://b/2.jpg", "b/2.jpg"),
+        ("s3://b/lists/", "/disk/3.jpg", "/disk/3.jpg", "disk/3.jpg"),
+        ("", "4.jpg", "4.jpg", "4.jpg"),
+        ("", "s3://bucket/a:b@c.jpg", "s3://bucket/a:b@c.jpg", "bucket/a:b@c.jpg"),
+        (
+            "/disk/",
+            "https://host/get?u=http://x/5.jpg",
+            "https://host/get?u=http://x/5.jpg",
+            "host/get?u=http://x/5.jpg",
+        ),
+    ],
+)
+def test_table_entries_resolve_to_uri_and_key(folder, written, uri, key):
+    assert resolve_uri(folder, written) == uri
+    assert default_key(folder, uri) == key
+
+
+def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("pairs") == f"{tmp_path}/pairs"
+    assert absolute_uri("s3://bucket/pairs") == "s3://bucket/pairs"
+    assert absolute_uris("pairs, s3://bucket/pairs,/data,") == f"{tmp_path}/pairs,s3://bucket/pairs,/data"
+    assert absolute_uris("synthetic") == "synthetic"
+
+
+def test_passwords_are_refused():
+    with pytest.raises(StorageError, match=r"sftp://…@host/photos has a password in it"):
+        split_uri("sftp://user:hunter2@host/photos")
