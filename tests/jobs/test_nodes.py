@@ -200,8 +200,8 @@ def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster)
 
 
 ASK = """
-import ray
 from jobs.common import cluster
+from jobs.prediction.precision import formats_by_node, formats_here
 
 cluster.join()
 formats = list(formats_by_node().values())

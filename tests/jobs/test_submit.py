@@ -1,4 +1,4 @@
-"""`ray job submit`, as in the README, to a cluster of its own; and the content of runtime_env.yaml."""
+"""`ray job submit`, as in jobs/README.md, to a cluster of its own; and the content of runtime_env.yaml."""
 
 import os
 import re
@@ -101,14 +101,16 @@ def wait_until_jobs_are_accepted(environment: dict[str, str]) -> None:
             time.sleep(0.2)
 
 
-def readme_line() -> list[str]:
-    (line,) = re.findall(r"^ray job submit .*jobs/train\.py.*$", (jobs.ROOT / "README.md").read_text(), re.MULTILINE)
+def guide_line() -> list[str]:
+    (line,) = re.findall(
+        r"^ray job submit .*jobs/train\.py.*$", (jobs.ROOT / "jobs/README.md").read_text(), re.MULTILINE
+    )
     return shlex.split(line)
 
 
 def submit(environment: dict[str, str], *options: str, id: str | None = None) -> tuple[int, str]:
-    """Run the README's line with further options. Returns its exit code and its output."""
-    ray, job, verb, *rest = readme_line()
+    """Run the guide's line with further options. Returns its exit code and its output."""
+    ray, job, verb, *rest = guide_line()
     named = [f"--submission-id={id}"] if id else []
     command = [str(Path(sys.executable).with_name(ray)), job, verb, *named, *rest, *options]
     done = subprocess.run(

@@ -1,0 +1,87 @@
+"""The commands of README.md and jobs/README.md, run one after another as a reader would, on small drawn data.
+
+`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network; nothing else of a
+command is changed. Not run here: commands that install, submit to a cluster (tests/jobs/test_submit.py), build images,
+or measure the machine (tests/jobs/test_benchmark.py).
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+
+from matting.data import images
+from matting.data.synthetic import draw_person
+from matting.storage import store
+from tests.support.drawing import write_folders
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow
+
+GUIDES = (ROOT / "README.md", ROOT / "jobs/README.md")
+NOT_RUN = ("benchmark.py", "ray job submit", "pip install", "git ")
+SMALL = ["--recipe=quickstart", "--size=32", "--width=4", "--depth=2", "--epochs=1", "--synthetic-pairs=60"]
+
+
+def commands(guide: Path) -> list[str]:
+    """Return the command lines in the guide's bash blocks, in order, without those of NOT_RUN."""
+    blocks = re.findall(r"```bash\n(.*?)```", guide.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.partition("   #")[0] for line in lines if not any(word in line for word in NOT_RUN)]
+
+
+def runnable(line: str) -> list[str]:
+    """Return the command's words, with this Python, the job's file in the checkout, and a small training."""
+    words = shlex.split(line)
+    words[0] = words[0].removeprefix(".venv/bin/")
+    if words[0] == "matting":
+        return [sys.executable, "-m", "matting", *words[1:]]
+    assert words[0] == "python", line
+    words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    return [*words, *SMALL] if words[1].endswith("train.py") else words
+
+
+@pytest.fixture
+def readers_folder(object_store: str, tmp_path: Path) -> Path:
+    """A folder and buckets with what the guides' commands read."""
+    client = boto3.session.Session().client("s3", endpoint_url=object_store)
+    for bucket in ("bucket", "photos", "mattes"):
+        client.create_bucket(Bucket=bucket)
+    write_folders(tmp_path / "aisegment", 60, 48)
+    for file in store.list_files(str(tmp_path / "aisegment")):
+        store.write_bytes(f"s3://bucket/aisegment/{file.key}", (tmp_path / "aisegment" / file.key).read_bytes())
+    for number in range(3):
+        photo = images.encode_jpeg(draw_person(1, number, 64, 80)[0])
+        for folder in ("celeba", "img_align_celeba", "faces"):
+            store.write_bytes(f"s3://photos/{folder}/{number}.jpg", photo)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    return tmp_path
+
+
+def test_commands_of_the_guides_run_in_order(readers_folder: Path) -> None:
+    local_run = [sys.executable, str(ROOT / "jobs/train.py"), *SMALL, "--name=first"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(local_run, cwd=readers_folder, check=True, env=environment)
+    # The mattes of some other system, and a packed dataset, which the guides take as given.
+    for key in [file.key for file in store.list_files("s3://bucket/aisegment/mattes")]:
+        matte = store.read_bytes(f"s3://bucket/aisegment/mattes/{key}")
+        store.write_bytes(str(readers_folder / "their-mattes/images" / key), matte)
+    done = set()
+    for line in [line for guide in GUIDES for line in commands(guide)]:
+        if line in done:
+            continue
+        done.add(line)
+        ran = subprocess.run(
+            runnable(line),
+            cwd=readers_folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
+    assert len(done) >= 10
