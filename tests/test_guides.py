@@ -1,7 +1,7 @@
 """The commands of README.md and jobs/README.md, run one after another as a reader would, on small drawn data.
 
-`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network; nothing else of a
-command is changed. Not run here: commands that install, submit to a cluster (tests/jobs/test_submit.py), build images,
+`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network, whose mattes
+have any confidence; nothing else of a command is changed. Not run here: commands that install, submit to a cluster (tests/jobs/test_submit.py), build images,
 or measure the machine (tests/jobs/test_benchmark.py).
 """
 
@@ -43,6 +43,7 @@ def runnable(line: str) -> list[str]:
         return [sys.executable, "-m", "matting", *words[1:]]
     assert words[0] == "python", line
     words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    words = ["0" if before == "--min-confidence" else word for before, word in zip(["", *words], words, strict=False)]
     return [*words, *SMALL] if words[1].endswith("train.py") else words
 
 

@@ -213,7 +213,7 @@ def test_workload_is_copied_to_the_disk(work: Workload, tmp_path: Path) -> None:
 
 
 def test_collections_of_the_same_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="have to differ"):
+    with pytest.raises(ValueError, match="folders of different names"):
         BenchmarkConfig(images="s3://one/photos,s3://other/photos/")
 
 
