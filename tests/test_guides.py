@@ -1,8 +1,8 @@
 """The commands of README.md and jobs/README.md, run one after another as a reader would, on small drawn data.
 
-`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network, whose mattes
-have any confidence; nothing else of a command is changed. Not run here: commands that install, submit to a cluster (tests/jobs/test_submit.py), build images,
-or measure the machine (tests/jobs/test_benchmark.py).
+`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network, whose mattes may have
+any confidence; nothing else of a command is changed. Not run here: commands that install, submit to a cluster
+(tests/jobs/test_submit.py), build images, or measure the machine (tests/jobs/test_benchmark.py).
 """
 
 import os
