@@ -1,5 +1,6 @@
 """Documents: links resolve, tables match their records, and the README keeps to its size."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from matting.data import images
+from matting.data.synthetic import draw_person
+from matting.nn import checkpoint
+from matting.nn.unet import UNet, UNetConfig
 from tests.studies import tables
 from tests.support.paths import ROOT
 
@@ -73,9 +79,17 @@ def test_log_entries_have_six_lines_at_most() -> None:
         assert re.match(r"20\d\d-\d\d-\d\d · ", entry)
 
 
-def test_library_guide_examples_are_python() -> None:
-    for example in re.findall(r"```python\n(.*?)```", (ROOT / "matting/README.md").read_text(), re.DOTALL):
-        subprocess.run([sys.executable, "-c", f"compile({example!r}, 'guide', 'exec')"], check=True)
+def test_library_guide_examples_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(width=4, depth=2)).eval()
+    checkpoint.save(str(tmp_path / "runs/first/best"), model, checkpoint.describe(model, 32, {}, {}), {})
+    (tmp_path / "photo.jpg").write_bytes(images.encode_jpeg(draw_person(0, 0, 60, 80)[0]))
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "matting/README.md").read_text(), re.DOTALL)
+    shapes = "print(alpha.shape, rgba.shape)"
+    command = [sys.executable, "-c", "\n".join([*examples, shapes])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert ran.stdout == "(80, 60) (80, 60, 4)\n", ran.stderr
 
 
 def test_benchmark_becomes_a_record() -> None:

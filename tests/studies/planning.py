@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from matting.data.photos import find_photos
 from matting.nn import checkpoint
 from matting.results import ledger
 from matting.results.pipeline import PredictionSettings
+from tests.support.ledgers import ledger_row
 from tests.support.paths import ROOT
 from tests.support.predictions import new_checkpoint
 
@@ -34,21 +34,14 @@ def write_collection(root: Path, count: int) -> None:
         (root / f"photos/{number // 1000:05d}/{number:09d}.jpg").touch()
     photos = find_photos(str(root / "photos")).table.slice(0, count - 3)
     constants = {
+        **ledger_row("", run="20261122T000000Z-00000000"),
         "model": checkpoint.load(new_checkpoint(root / "checkpoint", seed=0)).identity,
         "settings": str(PredictionSettings(("alpha",), "png", "guided", "files", "fp32")),
-        "status": "done",
-        "error": None,
-        "width": 178,
-        "height": 218,
-        "coverage": 0.5,
-        "confidence": 0.75,
         "outputs": None,
-        "run": "20261122T000000Z-00000000",
-        "finished_at": datetime(2026, 11, 22),
     }
     columns = {name: photos[name] for name in ("key", "etag", "size")}
-    for name, value in constants.items():
-        columns[name] = pa.repeat(pa.scalar(value, ledger.LEDGER_SCHEMA.field(name).type), len(photos))
+    for name in ledger.LEDGER_SCHEMA.names[len(columns) :]:
+        columns[name] = pa.repeat(pa.scalar(constants[name], ledger.LEDGER_SCHEMA.field(name).type), len(photos))
     ledger.write_part(str(root / "out"), constants["run"], 0, pa.table(columns))
 
 
