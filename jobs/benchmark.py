@@ -27,6 +27,7 @@ from jobs.bench.stages import measure_stages
 from jobs.bench.workload import Workload, collection_name, link_copies, prepare
 from jobs.common import config
 from jobs.common.cli import run_job
+from jobs.common.machine import usable_cores
 from matting.data.dataset import PairOptions, open_dataset
 from matting.nn.precision import fastest_float, fastest_number_format
 from matting.storage.uri import is_local
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
 
 def bench_network(results: Results, work: Workload, options: BenchmarkConfig) -> None:
     """Measure the limits: matrix products, and the network alone in every layout of processes and threads."""
-    cores, seconds = os.cpu_count() or 1, options.seconds / 4
+    cores, seconds = usable_cores(), options.seconds / 4
     layouts = [(1, cores)] if torch.cuda.is_available() or cores == 1 else [(1, cores), (cores, 1)]
     device = network.default_device()
     fastest, fastest_of_floats = fastest_number_format(device), fastest_float(device)
@@ -174,7 +175,7 @@ def bench_scripts(results: Results, work: Workload, options: BenchmarkConfig) ->
 
 def bench_train(results: Results, work: Workload, options: BenchmarkConfig) -> None:
     """Measure the train job on packed and raw pairs and with several workers, and its overhead."""
-    workers = torch.cuda.device_count() or os.cpu_count() or 1
+    workers = torch.cuda.device_count() or usable_cores()
     for name, uri, cache, count in (
         ("packed", work.packed, "auto", 1),
         ("raw", work.raw, "auto", 1),
@@ -186,7 +187,7 @@ def bench_train(results: Results, work: Workload, options: BenchmarkConfig) -> N
         results.add(f"train, {name}, waiting for data", "%", 100 * run.waiting)
         results.add(f"train, {name}, start of Ray to first batch", "s", run.first_batch_seconds)
         if name == "packed":  # right between the two jobs that it is compared with: a shared machine's speed drifts
-            rate = run_fresh(network.train_step_rate, work.checkpoint, os.cpu_count() or 1, options.seconds)
+            rate = run_fresh(network.train_step_rate, work.checkpoint, usable_cores(), options.seconds)
             results.add("network alone, training, between jobs", "samples/s", rate)
     run = run_train(work, work.packed, options.seconds, without_network=True)
     results.add("train overhead, packed", "CPU-ms", run.cpu_ms)

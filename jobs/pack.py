@@ -27,12 +27,12 @@ from jobs.common.console import Console
 from matting.data import images, shards
 from matting.data.dataset import SPLITS, too_many_rejected
 from matting.data.pairs import Pair, RawPairOptions, find_pairs
+from matting.data.photo_tables import ReadFailure
 from matting.data.rows import RawRows, decode_pair
 from matting.data.soften import is_mask
 from matting.data.soften import soften as soften_mask
 from matting.results.pseudo_labels import pair_predictions
 from matting.storage import store
-from matting.storage.errors import FOR_NOW
 from matting.storage.uri import absolute_uri, join_uri
 
 PART_ROWS = 256  # some 10 MB at 320 pixels: about a second of storage time, and seconds of a core's time
@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
             "counts": counts,
             "unpaired": found.unpaired,
             "rejected": sorted(rejected.items()),
+            "transient": sorted(key for part in made for key in part["transient"]),
             "parts": [{field: part[field] for field in ("name", "split", "rows", "sha256")} for part in made],
         },
     )
@@ -152,7 +153,7 @@ def is_finished(output: str, plan_hash: str) -> bool:
     if not shards.is_packed(output):
         return False
     description = shards.read_description(output)
-    return description["plan"] == plan_hash and not any(FOR_NOW in reason for _, reason in description["rejected"])
+    return description["plan"] == plan_hash and not description.get("transient")
 
 
 def make_all_parts(parts: Sequence[Part], source: str, options: PackConfig) -> list[dict[str, Any]]:
@@ -189,12 +190,13 @@ def make_part(
         soften: Distance in pixels within which masks are softened; 0 for none.
 
     Returns:
-        The part's description as JSON: name, split, number of rows, SHA-256, and rejected pairs.
+        The part's description as JSON: name, split, number of rows, SHA-256, rejected pairs, and the keys of those
+        that were rejected for a transient reason.
     """
     part = ray.get(parts)[row["part"]]
-    data = existing_part(part)
+    data, transient = existing_part(part), list[str]()
     if data is None:
-        data = build_part(part, source, side, soften)
+        data, transient = build_part(part, source, side, soften)
         store.write_bytes(part.uri, data)
     footer = shards.part_footer(data)
     assert footer is not None
@@ -204,6 +206,7 @@ def make_part(
         "rows": len(part.pairs) - len(footer.rejected),
         "sha256": hashlib.sha256(data).hexdigest(),
         "rejected": footer.rejected,
+        "transient": transient,
     }
     return {"made": json.dumps(made)}
 
@@ -220,18 +223,24 @@ def existing_part(part: Part) -> bytes | None:
     return data if footer and footer.fingerprint == part.fingerprint and not footer.rejected else None
 
 
-def build_part(part: Part, source: str, side: int, soften: int) -> bytes:
-    """Fetch and pack the pairs of a part, and encode it as Parquet. Arguments are those of make_part."""
-    rows, rejected = [], []
+def build_part(part: Part, source: str, side: int, soften: int) -> tuple[bytes, list[str]]:
+    """Fetch and pack the pairs of a part, and encode it as Parquet. Arguments are those of make_part.
+
+    Returns:
+        The part's bytes, and the keys of pairs that were rejected for a transient reason.
+    """
+    rows, rejected, transient = [], [], list[str]()
     columns = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
-    for key, image, matte, error in RawRows(pa.table(columns)).fetch():
+    for key, pair in RawRows(pa.table(columns)).fetch():
+        if isinstance(pair, ReadFailure):
+            rejected.append((key, pair.reason))
+            transient += [key] if pair.is_transient else []
+            continue
         try:
-            if error:
-                raise images.BadImage(error)
-            rows.append({"key": key, "split": part.split, "source": source, **pack_pair(image, matte, side, soften)})
+            rows.append({"key": key, "split": part.split, "source": source, **pack_pair(*pair, side, soften)})
         except images.BadImage as reason:
             rejected.append((key, str(reason)))
-    return shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected)))
+    return shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected))), transient
 
 
 def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) -> dict[str, Any]:

@@ -14,21 +14,20 @@ and report.html stay those of the last run that had some.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.common import cluster, config, telemetry
 from jobs.common.cli import JobError, run_job
 from jobs.common.console import Console
-from jobs.prediction.blocks import PredictionWork, cut_into_blocks, handle_block, start_gpu_networks
+from jobs.prediction.blocks import PredictionWork, cut_into_blocks
 from jobs.prediction.precision import PrecisionOption, UnsupportedFormatError, decide_precision, require_precision
 from jobs.prediction.report import (
     PredictionSummary,
@@ -40,25 +39,24 @@ from jobs.prediction.report import (
     write_page,
     write_summary,
 )
+from jobs.prediction.rounds import NoDeviceLeftError, handle_in_rounds, tasks_at_a_time
 from matting.data.photos import Photos, find_photos
 from matting.inference.predictor import Refine
 from matting.messages import first_few
 from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.precision import NumberFormat
-from matting.results import ledger, pipeline
+from matting.results import ledger, outputs
 from matting.results.pipeline import CutoutFormat, PredictionSettings, Sink, Stage
 from matting.storage import store
 from matting.storage.errors import StorageError
 from matting.storage.uri import absolute_uri
 
-CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
-
 STATE_LABELS = {
     "new": "new",
     "changed": "changed since they were predicted",
     "outdated": "made with another checkpoint or other settings",
-    "transient": "failed when last tried, because the store failed",
+    "transient": "failed when last tried, for a reason outside the photo",
     "failed": "failed before, unchanged (--retry-failed tries them again)",
     "done": "done",
 }
@@ -82,7 +80,9 @@ class PredictConfig:
         limit: Number of photos to handle in this run at most.
         plan: Print what there is to do, and do nothing.
         retry_failed: Handle photos again that failed before and have not changed since.
-        max_failed: Fraction of this run's photos that may fail, in [0, 1], above which the job fails.
+        max_failed: Fraction of this run's photos that may fail, for their own or a transient reason, in [0, 1]. More
+            failures fail the job.
+        photo_timeout: Time after which a photo that comes no further has failed, in seconds.
         prune: Remove the outputs of photos that are no longer in the collection.
         workers: Number of tasks at a time; by default one for each core of the cluster.
     """
@@ -99,6 +99,7 @@ class PredictConfig:
     plan: bool = False
     retry_failed: bool = False
     max_failed: float = 0.01
+    photo_timeout: float = 120.0
     prune: bool = False
     workers: int | None = None
 
@@ -109,6 +110,8 @@ class PredictConfig:
             raise ValueError(f"--limit must be 1 or more, is {self.limit}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers must be 1 or more, is {self.workers}")
+        if self.photo_timeout <= 0:
+            raise ValueError(f"--photo-timeout must be more than 0, is {self.photo_timeout:g}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max-failed is a fraction from 0 to 1, is {self.max_failed}")
 
@@ -153,7 +156,7 @@ def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork)
     due = with_earlier_outputs(due, known)
     del known
     pa.default_memory_pool().release_unused()  # reading leaves several times the size of what is still needed
-    summary = predict(work, due, options.workers)
+    summary = predict(work, due, options)
 
     merged = ledger.compact(output, pruned)
     pa.default_memory_pool().release_unused()
@@ -161,11 +164,11 @@ def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork)
     write_summary(work, summary, len(photos.table))
     write_page(work, source, merged, summary, photos)
     print_result(output, summary, len(photos.table) - len(due))
-    failed = summary.reasons.total()
-    if failed > options.max_failed * summary.total:
+    if summary.unsuccessful > options.max_failed * summary.total:
         raise JobError(
-            f"{failed:,} of {summary.total:,} photos failed, more than --max-failed {options.max_failed:g} allows. The "
-            f"ledger names them all, with their reasons: {first_few([f'{key}: {why}' for key, why in summary.failed])}"
+            f"{summary.unsuccessful:,} of {summary.total:,} photos failed, more than --max-failed "
+            f"{options.max_failed:g} allows. The ledger names them all, with their reasons: "
+            f"{first_few([f'{key}: {why}' for key, why in summary.failed])}"
         )
 
 
@@ -202,7 +205,7 @@ def remove_outputs(output: str, known: pa.Table, keys: pa.ChunkedArray) -> None:
     """Remove the outputs of these photos, as the ledger lists them."""
     if len(keys):
         rows = known.filter(pc.is_in(known["key"], keys.combine_chunks()))
-        pipeline.remove(output, dict(zip(rows["key"].to_pylist(), rows["outputs"].to_pylist(), strict=True)))
+        outputs.remove(output, dict(zip(rows["key"].to_pylist(), rows["outputs"].to_pylist(), strict=True)))
 
 
 def write_missing_page(work: PredictionWork, source: str, merged: pa.Table, photos: Photos) -> None:
@@ -220,52 +223,59 @@ def with_earlier_outputs(due: pa.Table, known: pa.Table) -> pa.Table:
 # Predict --------------------------------------------------------------------------------------------------------------
 
 
-def predict(work: PredictionWork, due: pa.Table, workers: int | None) -> PredictionSummary:
+def predict(work: PredictionWork, due: pa.Table, options: PredictConfig) -> PredictionSummary:
     """Handle every due photo.
 
     Args:
         work: The tasks' assignment.
         due: Photos, with columns of `photos.PHOTO_SCHEMA` and outputs.
-        workers: Number of tasks at a time; None for one on each core.
+        options: Options of the run.
 
     Raises:
         ClusterError: The cluster is too small, or a node cannot compute the number format.
-        JobError: A block could not be handled; the message says how far the run came.
+        JobError: A block could not be handled, or too many photos fail; the message says how far the run came.
     """
-    found = cluster.start(cpus=workers or 1, reading=0, gpus=0, what="Predicting tasks")
+    found = cluster.start(cpus=options.workers or 1, reading=0, gpus=0, what="Predicting tasks")
     if not found.is_own:
         require_precision(work.settings.precision)
     summary = PredictionSummary(ray_seconds=found.seconds)
-    share = CPUS_BESIDE_GPU if found.gpus else 1
-    tasks = workers or max(1, int(found.cores / share))
-    networks = start_gpu_networks(work, found.gpus)
-    dataset: ray.data.Dataset = ray.data.from_arrow(list(cut_into_blocks(due, tasks)))
-    context = dataset.context
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    dataset = dataset.map_batches(
-        partial(handle_block, work=work, networks=networks),
-        batch_size=None,
-        batch_format="pyarrow",
-        # Nodes may join another's cluster later; without a limit, tasks run on them too.
-        compute=ray.data.TaskPoolStrategy(size=tasks if workers or found.is_own else None),
-        num_cpus=share,
-    )
-    with Console() as console:
+    blocks = list(cut_into_blocks(due, tasks_at_a_time(found, options.workers)))
+    with (
+        Console() as console,
+        closing(handle_in_rounds(work, blocks, found, options.workers, options.photo_timeout)) as handled,
+    ):
         progress = console.progress("predicting", len(due), "photos")
         try:
-            blocks: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-            for block in blocks:
-                rows = block.to_pylist()
+            for rows in handled:
                 summary.add(rows)
                 publish(work.run, rows)
                 progress.update(len(rows))
-        except (RayError, StorageError, CheckpointError, UnsupportedFormatError) as error:
+                stop_if_sick(summary, len(due), options.max_failed)
+        except (RayError, StorageError, CheckpointError, UnsupportedFormatError, NoDeviceLeftError) as error:
             raise JobError(
                 f"stopped after {summary.total:,} of {len(due):,} photos; what is done stays done, run again. "
                 f"{reason_of(error)}"
             ) from error
     return summary
+
+
+def stop_if_sick(summary: PredictionSummary, due: int, max_failed: float) -> None:
+    """Stop a run that fails photos, before it has failed them all.
+
+    The run is judged as soon as it has handled 1,000 photos or a tenth of all, but at least 20.
+
+    Raises:
+        JobError: More photos failed than `max_failed` allows. The message says why, and on which nodes and devices.
+    """
+    is_early = summary.total < max(20, min(1000, due // 10))
+    if is_early or summary.total >= due or summary.unsuccessful <= max_failed * summary.total:
+        return
+    raise JobError(
+        f"stopped after {summary.total:,} of {due:,} photos, since {summary.unsuccessful:,} failed, more than "
+        f"--max-failed {max_failed:g} allows; what is done stays done. The most frequent causes: "
+        f"{first_few(summary.causes())}. "
+        "Remove the cause and run again."
+    )
 
 
 def reason_of(error: Exception) -> str:
@@ -276,15 +286,15 @@ def reason_of(error: Exception) -> str:
 
 
 def publish(run: str, rows: list[dict[str, Any]]) -> None:
-    """Publish the rows of a block, as :func:`jobs.prediction.blocks.handle_block` returns them, as metrics."""
-    outcomes = Counter(("failed", failure_kind(row["error"])) if row["error"] else ("done", "") for row in rows)
+    """Publish the rows of a block, as :func:`jobs.prediction.handler.handle_block` returns them, as metrics."""
+    outcomes = Counter((row["status"], failure_kind(row["error"]) if row["error"] else "") for row in rows)
     for (outcome, reason), photos in outcomes.items():
         telemetry.add_to_counter(telemetry.PHOTOS, photos, run=run, outcome=outcome, reason=reason)
     for direction in ("read", "written"):
         telemetry.add_to_counter(telemetry.BYTES, sum(row[direction] for row in rows), run=run, direction=direction)
     for block in filter(None, (row["block"] for row in rows)):
         for stage in get_args(Stage):
-            telemetry.add_to_counter(telemetry.PREDICT_SECONDS, block[stage], run=run, stage=stage)
+            telemetry.add_to_counter(telemetry.PREDICT_SECONDS, block[stage] or 0.0, run=run, stage=stage)
 
 
 # Report ---------------------------------------------------------------------------------------------------------------
@@ -296,6 +306,10 @@ def print_result(output: str, summary: PredictionSummary, skipped: int) -> None:
     print(f"{skipped:>11,} skipped, handled before")
     print(f"{summary.reasons.total():>11,} failed")
     for reason, count in summary.reasons.most_common():
+        print(f"{count:>15,} {reason}")
+    if summary.transient_reasons:
+        print(f"{summary.transient_reasons.total():>11,} failed for a transient reason; the next run tries them again")
+    for reason, count in summary.transient_reasons.most_common():
         print(f"{count:>15,} {reason}")
     print(f"Time went to {summary.shares()}.")
     print(f"{summary.speed()}. Page: {output}/report.html")

@@ -12,8 +12,8 @@ run to MLflow if MLFLOW_TRACKING_URI is set (mlflow.py).
 
 The run folder is <output>/<name>/. The same command goes on from the last checkpoint, or prints that the run is
 finished. Without a cluster to join, a single worker runs in the driver itself. When a worker or its node dies, or when
---workers is a range and more of them fit, all workers begin again from the last checkpoint. An epoch takes every
-training pair once, or as often as --repeats asks for, whatever the number of workers.
+--workers is a range and more of them fit, all workers begin again from the last checkpoint; failures.py says how often.
+An epoch takes every training pair once, or as often as --repeats asks for, whatever the number of workers.
 """
 
 import os
@@ -34,6 +34,7 @@ from jobs.common.mailbox import Mailbox
 from jobs.training.config import TrainConfig, presets
 from jobs.training.data import TrainingData, build_datasets, open_training_data
 from jobs.training.decode import READ_CPUS, start_backgrounds
+from jobs.training.failures import MAX_REPEATS, FailureBudget, last_line
 from jobs.training.mlflow import follow_run
 from jobs.training.report import write_results
 from jobs.training.run_folder import RunFolder
@@ -45,7 +46,6 @@ from matting.storage import store
 from matting.storage.errors import StorageError
 from matting.storage.uri import absolute_uri, join_uri
 
-MAX_WORKER_FAILURES = 8  # failures of workers or nodes after which the run gives up
 RESIZE_SECONDS = 60.0  # seconds between two checks for room for more workers; a change repeats the current epoch
 # CPUs of an elastic worker. Ray fills each node with as many workers as fit; a little more than one core each leaves a
 # core of the node for reading.
@@ -106,7 +106,7 @@ def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_c
             cluster_ready=time.time(),
         )
         datasets = build_datasets(data, folder.epochs_done, mailbox, console)
-        failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver))
+        failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver), console)
     if failure:
         raise JobError(failure)
 
@@ -135,7 +135,9 @@ def scaling_config(options: TrainConfig, use_gpu: bool, in_driver: bool) -> ray.
     return ray.train.ScalingConfig(**elastic)
 
 
-def fit(assignment: Assignment, datasets: dict[str, Any], workers: ray.train.ScalingConfig) -> str:
+def fit(
+    assignment: Assignment, datasets: dict[str, Any], workers: ray.train.ScalingConfig, console: SharedConsole
+) -> str:
     """Run the workers until the run is finished.
 
     Returns:
@@ -148,26 +150,28 @@ def fit(assignment: Assignment, datasets: dict[str, Any], workers: ray.train.Sca
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     output, _, name = assignment.folder.uri.rpartition("/")
     filesystem, path = store.filesystem(output)
-    trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # Ray's stub lacks functions that return something
-        train_loop_config={"assignment": assignment},
-        scaling_config=workers,
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
-        ),
-        datasets=datasets,
-        dataset_config=WorkerShards(),
-    )
-    try:
-        failure: str = trainer.fit().return_value  # type: ignore[attr-defined]  # Ray's stub is of an older Result
-    except (ray.train.TrainingFailedError, RayError, StorageError, CheckpointError) as error:
-        causes = getattr(error, "worker_failures", {}).values() or [error]
-        reason = str(next(iter(causes))).strip().splitlines()[-1]
-        raise JobError(f"{reason} The same command goes on from the last checkpoint.") from error
-    return failure
+    # Ray Train's own count of failures never begins anew, so this function counts, and starts the workers again.
+    budget = FailureBudget()
+    while True:
+        trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]  # Ray's stub lacks functions that return something
+            train_loop_config={"assignment": assignment},
+            scaling_config=workers,
+            run_config=ray.train.RunConfig(name=name, storage_path=path, storage_filesystem=filesystem),
+            datasets=datasets,
+            dataset_config=WorkerShards(),
+        )
+        try:
+            failure: str = trainer.fit().return_value  # type: ignore[attr-defined]  # Ray's stub is of an older Result
+        except (ray.train.TrainingFailedError, RayError, StorageError, CheckpointError) as error:
+            causes = list(getattr(error, "worker_failures", {}).values())
+            reason = last_line(next(iter(causes), error))
+            if causes and not budget.is_used_up(causes, assignment.folder.epochs_done()):
+                console.say(f"a worker failed; all begin again from the last checkpoint: {reason}")
+                continue
+            repeated = f" It failed so {MAX_REPEATS} times in the same epoch." if budget.repeats >= MAX_REPEATS else ""
+            raise JobError(f"{reason}{repeated} The same command goes on from the last checkpoint.") from error
+        return failure
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ This module knows the names of the figures, which jobs/benchmark.py gives them, 
 
 import io
 import json
-import os
 import platform
 import re
 import statistics
@@ -22,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from jobs.common.cli import command_line
+from jobs.common.machine import usable_cores
 
 YARDSTICK_COLOR, OWN_COLOR = "#9aa5b1", "#4c7fd9"
 
@@ -55,7 +55,7 @@ class Results:
 
 def write_benchmark(results: Results, began: datetime, output: Path) -> None:
     """Print the table, the ratios and the conclusions, and write benchmark.json and benchmark.svg."""
-    machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {torch.cuda.device_count()} GPUs"
+    machine = f"{usable_cores()} cores, {platform.processor() or platform.machine()}, {torch.cuda.device_count()} GPUs"
     print(f"\n{'median':>69} {'spread':>19}")
     for name, values in results.values.items():
         spread = f"{min(values):,.2f}–{max(values):,.2f}" if len(values) > 1 else ""

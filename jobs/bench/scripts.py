@@ -9,7 +9,6 @@ They use Pillow and PyTorch with default settings.
 
 import io
 import itertools
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.bench.network import TRAIN_BATCH, baseline_trainer, default_device
+from jobs.common.machine import usable_cores
 from matting.data import shards
 from matting.data.dataset import PairDataset
 from matting.data.images import Pixels
@@ -56,7 +56,7 @@ def loader_loop(photos: Sequence[str], uri: str, output: str) -> float:
     """Return photos/s of the same in batches, with a DataLoader that decodes in one process per core."""
     loaded = checkpoint.load(uri)
     model = loaded.model.to(default_device())
-    loader = DataLoader(PhotoFiles(photos, loaded.size), LOADER_BATCH, num_workers=os.cpu_count() or 1)
+    loader = DataLoader(PhotoFiles(photos, loaded.size), LOADER_BATCH, num_workers=usable_cores())
     began, done = 0.0, 0
     for image_BCHW, sizes in loader:
         with torch.inference_mode():
@@ -76,7 +76,7 @@ def loader_training(dataset: PairDataset, uri: str, seconds: float) -> float:
         TrainingPairs(dataset, loaded.size),
         TRAIN_BATCH,
         shuffle=True,
-        num_workers=os.cpu_count() or 1,
+        num_workers=usable_cores(),
         persistent_workers=True,
     )
     batches = (dict(zip(("key", "image", "alpha"), map(np.asarray, batch), strict=True)) for batch in repeated(loader))

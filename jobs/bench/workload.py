@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from jobs.bench.processes import fresh_pool, monitor
+from jobs.common.machine import usable_cores
 from matting.data import images
 from matting.data.photos import find_photos
 from matting.data.synthetic import draw_person
@@ -89,7 +90,7 @@ def draw_photos(size: tuple[int, int], folder: Path) -> list[Path]:
     """Draw photos of people, of this (width, height), into a new folder."""
     folder.mkdir(parents=True)
     paths = [folder / f"{number}.jpg" for number in range(DRAWN_COUNT)]
-    with fresh_pool(os.cpu_count() or 1) as pool:
+    with fresh_pool(usable_cores()) as pool:
         list(pool.map(write_drawn_pair, range(DRAWN_COUNT), [size] * DRAWN_COUNT, paths, [None] * DRAWN_COUNT))
     return paths
 
@@ -100,7 +101,7 @@ def draw_raw_pairs(folder: Path) -> Path:
     image_folder.mkdir(parents=True)
     matte_folder.mkdir()
     names = [f"{number:04d}" for number in range(DRAWN_COUNT)]
-    with fresh_pool(os.cpu_count() or 1) as pool:
+    with fresh_pool(usable_cores()) as pool:
         list(
             pool.map(
                 write_drawn_pair,

@@ -7,6 +7,7 @@ turns both failures into 1.
 import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from jobs.common import cluster
@@ -42,6 +43,8 @@ def run_job(main: Callable[[Sequence[str]], None]) -> None:
     """Run a job's main function; print an error that a user can act on, and exit with its code."""
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # their lines would break up the console's; errors raise
+    # Ray Data warns that fewer blocks than tasks use fewer tasks. With a few photos there is nothing else to do.
+    warnings.filterwarnings("ignore", r"The (max|min)imum number of concurrent (tasks|actors) for ", UserWarning)
     try:
         main(sys.argv[1:])
     except CANNOT_BEGIN as error:

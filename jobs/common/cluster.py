@@ -15,6 +15,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.common.machine import usable_cores
+
 GROWTH_MINUTES = 15  # time limit for a cluster to grow: a GPU node needs five minutes, its packages included
 
 # Ray inspects its own processes and log files up to ten times a second, each time at the cost of a network thread that
@@ -105,7 +107,7 @@ def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -
         ClusterError: The job does not fit.
     """
     global _seconds, _has_started
-    own, cores = is_own(), os.cpu_count() or 1
+    own, cores = is_own(), usable_cores()
     join()
     began = time.monotonic()
     if own and cpus <= cores:
@@ -138,7 +140,7 @@ def require(cpus: float, reading: float, gpus: float, what: str) -> None:
     Raises:
         ClusterError: The job does not fit.
     """
-    found = resources() if ray.is_initialized() else {"CPU": float(os.cpu_count() or 1)}
+    found = resources() if ray.is_initialized() else {"CPU": float(usable_cores())}
     if cpus + reading <= found.get("CPU", 0) and gpus <= found.get("GPU", 0):
         return
     shortage = (

@@ -1,6 +1,6 @@
 """Prometheus metrics of a run while it works, published through Ray.
 
-    matting_predict_photos_total    run, outcome (done, failed), reason   photos handled; reasons without their numbers
+    matting_predict_photos_total    run, outcome (a status), reason       photos handled; reasons without their numbers
     matting_predict_bytes_total     run, direction (read, written)        bytes of photos, of mattes and cutouts
     matting_predict_seconds_total   run, stage (`pipeline.Stage`)         seconds, summed over all tasks
     matting_train_samples_total     run                                   pairs trained on, by all workers

@@ -1,26 +1,22 @@
-"""Ray tasks of a prediction: due photos are cut into blocks, and each block is handled on any free core.
+"""Blocks of a prediction, and its tasks' assignment: due photos are cut into blocks, each for one Ray task.
 
     due photos: columns of `photos.SCHEMA`, outputs -> blocks: the same columns and `block`, each block's number
     block -> fetch, decode, network, encode, put, ledger part -> `RESULT_SCHEMA`
 
 Without GPUs, a task does all of this on one core, and only keys and numbers pass between processes. With GPUs, the
 network is an actor on each GPU, to which tasks send squashed photos, so that decoding and encoding scale separately.
-Ray's processes keep the network in this module from one task to the next.
+See jobs/prediction/handler.py for the tasks and jobs/prediction/networks.py for the actors.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from jobs.prediction.precision import require_format
-from matting.data.images import Pixels
 from matting.inference.network import Network, SmallAlphas
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
@@ -34,12 +30,23 @@ BLOCK_BYTES = (
 )
 LEAST_PHOTOS = 16  # in the last blocks: each costs a task and a ledger part
 
-# Figures of a whole block: when its task began and ended, in seconds since the epoch, and the seconds of each stage.
-BLOCK_FIELDS = {"began": pa.float64(), "ended": pa.float64(), **dict.fromkeys(get_args(Stage), pa.float64())}
+RETURNED = "returned"  # status of the single row of a block that a task gives back, since its node is sick
+
+# Facts about a whole block: its number, the names of its node and device, when its task began and ended, in seconds
+# since the epoch, and the seconds of each stage.
+BLOCK_FIELDS = {
+    "number": pa.int64(),
+    "node": pa.string(),
+    "device": pa.string(),
+    "began": pa.float64(),
+    "ended": pa.float64(),
+    **dict.fromkeys(get_args(Stage), pa.float64()),
+}
 
 RESULT_SCHEMA = pa.schema(
     {
         "key": pa.string(),
+        "status": pa.string(),  # `outcomes.Status`, or RETURNED
         "error": pa.string(),
         "confidence": pa.float64(),
         "read": pa.int64(),  # bytes
@@ -88,6 +95,12 @@ class PredictionWork:
         require_format(self.settings.precision, device)
         return Network(self.load(), device, self.settings.precision)
 
+    def pipeline(self, network: SmallAlphas, device: torch.device) -> PhotoPipeline:
+        """Return the pipeline of the run, for a network on a device."""
+        predictor = Predictor(network, self.settings.refine)
+        together = micro_batch_size(device, self.settings.precision)
+        return PhotoPipeline(self.output, self.settings, self.run, self.model, predictor, together)
+
 
 def cut_into_blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:
     """Cut the due photos into numbered blocks of a bounded number of photos and of bytes.
@@ -111,61 +124,6 @@ def with_block_number(block: pa.Table, number: int) -> pa.Table:
     return block.append_column("block", pa.array(np.full(len(block), number)))
 
 
-def handle_block(block: pa.Table, work: PredictionWork, networks: tuple[Any, ...]) -> pa.Table:
-    """Predict a block of photos and write its outputs and its ledger part: one Ray task.
-
-    Args:
-        block: Photos, with columns of `photos.SCHEMA`, outputs and block.
-        work: The task's assignment.
-        networks: Actors of GpuNetwork that predict; if there are none, the task predicts itself.
-
-    Returns:
-        A row for each photo, in the columns of RESULT_SCHEMA.
-    """
-    began = time.time()
-    number = block["block"][0].as_py()
-    rows, seconds = pipeline_for(work, networks[number % len(networks)] if networks else None).handle(block, number)
-    rows[0]["block"] = {"began": began, "ended": time.time(), **seconds}
-    return pa.Table.from_pylist(rows, RESULT_SCHEMA)
-
-
-@lru_cache
-def pipeline_for(work: PredictionWork, gpu: Any) -> PhotoPipeline:
-    """Return the pipeline of a run: made once in each of Ray's processes, which run one task after another."""
-    network = RemoteNetwork(work.load(), gpu) if gpu else work.network(torch.device("cpu"))
-    predictor = Predictor(network, work.settings.refine)
-    together = micro_batch_size(torch.device("cuda" if gpu else "cpu"), work.settings.precision)
-    return PhotoPipeline(work.output, work.settings, work.run, work.model, predictor, together)
-
-
-def start_gpu_networks(work: PredictionWork, count: int) -> tuple[Any, ...]:
-    """Start actors of GpuNetwork, each on a GPU of its own; a dead one is restarted, and its calls are repeated."""
-    actor_class: Any = ray.remote(GpuNetwork)
-    # Two calls at a time: while one task's photos travel, another task's are predicted.
-    options = {"num_gpus": 1, "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 2}
-    return tuple(actor_class.options(**options).remote(work) for _ in range(count))
-
-
-class GpuNetwork:
-    """Network for many tasks: an actor of Ray."""
-
-    def __init__(self, work: PredictionWork) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = work.network(device)
-
-    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas of squashed photos: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
-        return self._network.small_alphas(squashed_BHWC)
-
-
-class RemoteNetwork:
-    """Network of a GpuNetwork actor, called from another process."""
-
-    def __init__(self, loaded: Checkpoint, actor: Any) -> None:
-        self.size, self.aspects = loaded.size, loaded.aspects
-        self._actor = actor
-
-    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas of squashed photos: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
-        alphas: Pixels = ray.get(self._actor.small_alphas.remote(squashed_BHWC))
-        return alphas
+def block_number(block: pa.Table) -> int:
+    """Return the number of a block that :func:`cut_into_blocks` made."""
+    return int(block["block"][0].as_py())

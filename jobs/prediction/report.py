@@ -23,6 +23,7 @@ from jobs.prediction.blocks import PredictionWork
 from matting.data import images
 from matting.data.images import MAX_IMAGE_BYTES, Pixels
 from matting.data.mattes import read_matte
+from matting.data.photo_tables import ReadFailure
 from matting.data.photos import Photos, read_photos
 from matting.inference.refine import cutout
 from matting.results import gallery, ledger
@@ -34,6 +35,8 @@ from matting.storage.uri import join_uri
 SHOWN = 24  # cards in each group of the page
 COVERAGE_BINS = 20
 
+Place = tuple[str, str, str]  # kind of a failure, names of the node and device
+
 
 @dataclass
 class PredictionSummary:
@@ -42,7 +45,10 @@ class PredictionSummary:
     Args:
         done: Number of photos with outputs.
         reasons: Number of failures by their reason, without names and numbers.
-        failed: Key and error of the first few failures.
+        transient_reasons: Number of transient failures by their reason, likewise.
+        failed: Key and error of the first few failures of either kind.
+        places: Number of failures of either kind by their reason, node and device.
+        examples: Whole error of the first failure of each of these.
         least_confident: Confidence and key of the least confident mattes, sorted.
         sample: Hash of the key, and key, of a random sample.
         ray_seconds: Time that Ray took to start, in seconds.
@@ -53,7 +59,10 @@ class PredictionSummary:
 
     done: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    transient_reasons: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    places: Counter[Place] = field(default_factory=Counter)
+    examples: dict[Place, str] = field(default_factory=dict)
     least_confident: list[tuple[float, str]] = field(default_factory=list)
     sample: list[tuple[float, str]] = field(default_factory=list)
     ray_seconds: float = 0.0
@@ -62,13 +71,19 @@ class PredictionSummary:
     stage_seconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Add the rows of a block, as :func:`jobs.prediction.blocks.handle_block` returns them."""
+        """Add the rows of a block, as :func:`jobs.prediction.handler.handle_block` returns them."""
+        place = ("", "")
         for row in rows:
             if block := row["block"]:
+                place = (block["node"], block["device"])
                 self.began, self.ended = min(self.began, block["began"]), max(self.ended, block["ended"])
-                self.stage_seconds.update({stage: block[stage] for stage in get_args(Stage)})
-            if row["error"] is not None:
-                self.reasons[failure_kind(row["error"])] += 1
+                self.stage_seconds.update({stage: block[stage] or 0.0 for stage in get_args(Stage)})
+            if row["status"] != "done":
+                reasons = self.reasons if row["status"] == "failed" else self.transient_reasons
+                kind = failure_kind(row["error"])
+                reasons[kind] += 1
+                self.places[kind, *place] += 1
+                self.examples.setdefault((kind, *place), row["error"])
                 if len(self.failed) < SHOWN:
                     self.failed.append((row["key"], row["error"]))
                 continue
@@ -79,7 +94,12 @@ class PredictionSummary:
     @property
     def total(self) -> int:
         """Number of photos handled."""
-        return self.done + self.reasons.total()
+        return self.done + self.unsuccessful
+
+    @property
+    def unsuccessful(self) -> int:
+        """Number of photos that failed, for their own or a transient reason."""
+        return self.reasons.total() + self.transient_reasons.total()
 
     @property
     def seconds(self) -> float:
@@ -92,6 +112,13 @@ class PredictionSummary:
         process_began: float = psutil.Process().create_time()
         return self.began - process_began
 
+    def causes(self) -> list[str]:
+        """Return the causes of failures in words, the most frequent first: how many, where, and an example."""
+        return [
+            f"{count:,} on {place[2]} of node {place[1]}: {self.examples[place]}"
+            for place, count in self.places.most_common()
+        ]
+
     def speed(self) -> str:
         """Return throughput and start-up time in words."""
         return (
@@ -101,7 +128,8 @@ class PredictionSummary:
 
     def in_words(self) -> str:
         """Return counts, throughput and start-up time in words."""
-        return f"{self.done:,} done, {self.reasons.total():,} failed, {self.speed()}"
+        transient = f"{self.transient_reasons.total():,} transient, " if self.transient_reasons else ""
+        return f"{self.done:,} done, {self.reasons.total():,} failed, {transient}{self.speed()}"
 
     def shares(self) -> str:
         """Return each stage's share of the tasks' time in words: "network 71 %, decode 9 %"."""
@@ -116,6 +144,8 @@ class PredictionSummary:
             "done": self.done,
             "failed": self.reasons.total(),
             "failures": dict(self.reasons.most_common()),
+            "transient": self.transient_reasons.total(),
+            "transient_failures": dict(self.transient_reasons.most_common()),
             "start_up_seconds": round(self.start_up_seconds, 3),
             "ray_start_seconds": round(self.ray_seconds, 3),
             "seconds": round(self.seconds, 3),
@@ -157,7 +187,7 @@ def write_page(work: PredictionWork, source: str, merged: pa.Table, summary: Pre
     """
     run = last_run(merged)
     counts = ledger.plan(photos.table, merged, work.model, str(work.settings), retry_failed=False).counts
-    failed = merged.filter(pc.equal(merged["status"], "failed"))
+    failed = merged.filter(pc.not_equal(merged["status"], "done"))
     coverage = merged["coverage"].drop_null().to_numpy()
     page = gallery.gallery_page(
         title="Mattes",
@@ -173,7 +203,8 @@ def write_page(work: PredictionWork, source: str, merged: pa.Table, summary: Pre
         counts={
             "photos": len(photos.table),
             "done": counts["done"],
-            "failed": counts["transient"] + counts["failed"],
+            "failed": counts["failed"],
+            "transient": counts["transient"],
             "left": counts["new"] + counts["changed"] + counts["outdated"],
         },
         failures=Counter(failure_kind(error) for error in failed["error"].to_pylist()),
@@ -229,14 +260,14 @@ def make_cards(output: str, photos: pa.Table, merged: pa.Table, summary: Predict
 
 
 def make_card(
-    output: str, row: dict[str, Any], data: bytes | str, group: gallery.Group, confidence: float | None
+    output: str, row: dict[str, Any], data: bytes | ReadFailure, group: gallery.Group, confidence: float | None
 ) -> gallery.Card | None:
     """Return the card of a photo.
 
     Args:
         output: URI of the output folder.
         row: The photo's ledger row.
-        data: The photo's bytes, or the reason why it cannot be read.
+        data: The photo's bytes, or why it cannot be read.
         group: The card's group on the page.
         confidence: Confidence to show, in [0, 1]; None for none.
 
@@ -245,10 +276,10 @@ def make_card(
     """
     key = row["key"]
     try:
-        image_HWC = None if isinstance(data, str) else thumbnail(images.decode_image(data))
+        image_HWC = None if isinstance(data, ReadFailure) else thumbnail(images.decode_image(data))
     except images.BadImage:
         image_HWC = None
-    if row["status"] == "failed":
+    if row["status"] != "done":
         return gallery.Card(key, group, {"reason": row["error"]}, image_HWC)
     facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
     if confidence is not None:

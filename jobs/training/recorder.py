@@ -1,21 +1,16 @@
 """The recorder of the first worker: progress for the console, metrics for Ray, everything for the run folder."""
 
-import copy
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
-
-import torch
 
 from jobs.common import telemetry
 from jobs.common.console import SharedConsole
 from jobs.training.decode import MailboxHandle
-from jobs.training.run_folder import RunFolder
+from jobs.training.run_folder import RunFolder, encode_history, encode_rejected, encode_scores
+from jobs.training.uploads import EpochFiles, EpochUploader
 from matting.nn import checkpoint
 from matting.nn.trainer import Epoch, Score, Step, Trainer
-from matting.storage.uri import join_uri
 
 LOSS_STEPS = 25  # steps between two points of the loss curve
 PUBLISH_SECONDS = 5.0  # seconds between two messages of metrics to the driver
@@ -50,10 +45,7 @@ class Recorder:
         self._best = folder.progress().get("best")
         if self._best:
             folder.restore_best()
-        # Uploads compute with one thread. With a second one, torch's threads would outnumber the cores, and libgomp
-        # would then let those of the training step sleep, not spin, wherever they wait for each other.
-        self._uploads = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
-        self._upload: Future[None] | None = None
+        self._uploader = EpochUploader(folder, self._console.say)
         self._buffer = telemetry.MetricBuffer()
         self._published = time.monotonic()
         self._begin_epoch()
@@ -85,9 +77,10 @@ class Recorder:
         rejections: Mapping[str, str],
         is_best: bool,
     ) -> None:
-        """Write an epoch's metrics and checkpoint, best/ if it is the best, and then commit the progress.
+        """Write an epoch's metrics and checkpoint, commit the progress, and then write best/ if it is the best.
 
-        A run that is killed before the commit repeats the epoch.
+        A run that is killed before the commit repeats the epoch. If the store refuses the files, training goes on, and
+        so does their upload; see :mod:`jobs.training.uploads`.
 
         Args:
             epoch: Result of the training epoch.
@@ -107,24 +100,24 @@ class Recorder:
             **means,
         )
         self._first_batch = {}
-        self._folder.write_history(self._history, trainer.epochs_done)
-        self._folder.write_rejected(rejections)
-        if is_best:
-            self._folder.write_scores(scores)
-            self._replace_best(means)
         self._report_epoch(epoch, means)
         last = f"epoch-{trainer.epochs_done:05d}"
-        checkpoint.save(join_uri(self._folder.uri, last), trainer.model, self._config, means, trainer.state())
+        encoded = checkpoint.encode(trainer.model, self._config, means, trainer.state())
         self._best = last if is_best else self._best
+        files = {
+            **encode_history(self._history, trainer.epochs_done),
+            **encode_rejected(rejections),
+            **(encode_scores(scores) if is_best else {}),
+            **{f"{last}/{name}": data for name, data in encoded.items()},
+        }
         progress = {name: getattr(trainer, name) for name in ("epochs_done", "steps", "seconds", "best_mad")}
-        self._folder.commit_progress({**progress, "last": last, "best": self._best})
+        progress |= {"last": last, "best": self._best}
+        self._uploader.upload(EpochFiles(files, progress, encoded if is_best else {}))
         self._begin_epoch()
 
     def close(self) -> None:
-        """Wait for the upload of best/, and raise its error if it failed."""
-        self._uploads.shutdown(wait=True)
-        if self._upload:
-            self._upload.result()
+        """Wait until everything is uploaded, and raise the store's error if it is not."""
+        self._uploader.close()
 
     def _report_epoch(self, epoch: Epoch, means: Mapping[str, float]) -> None:
         """Publish an epoch's metrics, and print them."""
@@ -145,14 +138,6 @@ class Recorder:
         self._console.publish(self._buffer)
         self._buffer = telemetry.MetricBuffer()
         self._published = time.monotonic()
-
-    def _replace_best(self, means: dict[str, float]) -> None:
-        """Start to upload a copy of the model as best/, once the upload before is done."""
-        if self._upload:
-            self._upload.result()
-        model, state = copy.deepcopy(self._trainer.model), copy.deepcopy(self._trainer.state())
-        uri = join_uri(self._folder.uri, "best")
-        self._upload = self._uploads.submit(checkpoint.save, uri, model, self._config, means, state)
 
     def _add(self, step: int, epoch: int, **values: float) -> None:
         self._history.append({"step": step, "epoch": epoch, "time": time.time(), **values})

@@ -100,20 +100,6 @@ class RunFolder:
         rows = [json.loads(line) for line in store.read_bytes(uri).splitlines()]
         return [row for row in rows if row["step"] <= steps]
 
-    def write_history(self, history: Sequence[Mapping[str, Any]], epoch: int) -> None:
-        """Write metrics.jsonl, and TensorBoard's file of one epoch.
-
-        Args:
-            history: All rows of the run.
-            epoch: Number of the epoch, from 1.
-        """
-        lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
-        store.write_bytes(join_uri(self.uri, "metrics.jsonl"), lines.encode())
-        rows = [row for row in history if row["epoch"] == epoch]
-        # TensorBoard orders the files of a run by the number after "tfevents".
-        name = f"events/events.out.tfevents.{epoch:010d}"
-        store.write_bytes(join_uri(self.uri, name), encode_events(rows))
-
     def restore_best(self) -> None:
         """Copy the best checkpoint to best/ if a kill came after its epoch and before the end of its upload."""
         name = self.progress()["best"]
@@ -123,20 +109,10 @@ class RunFolder:
         if found is None or (found.identity, found.metrics) != (expected.identity, expected.metrics):
             checkpoint.copy(source, best)
 
-    def write_rejected(self, reasons: Mapping[str, str]) -> None:
-        """Write rejected.json: reasons by key."""
-        self._write_json("rejected.json", reasons)
-
     def rejected(self) -> dict[str, str]:
         """Return the contents of rejected.json: reasons by key."""
         reasons: dict[str, str] = json.loads(store.read_bytes(join_uri(self.uri, "rejected.json")))
         return reasons
-
-    def write_scores(self, scores: Sequence[Score]) -> None:
-        """Write validation.parquet."""
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores], SCORES_SCHEMA), sink)
-        store.write_bytes(join_uri(self.uri, "validation.parquet"), sink.getvalue())
 
     def scores(self) -> list[Score]:
         """Return the rows of validation.parquet."""
@@ -145,7 +121,37 @@ class RunFolder:
         return [Score(**row) for row in table.to_pylist()]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        store.write_bytes(join_uri(self.uri, name), (json.dumps(dict(content), indent=2) + "\n").encode())
+        store.write_bytes(join_uri(self.uri, name), encode_json(content))
+
+
+def encode_json(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a JSON file."""
+    return (json.dumps(dict(content), indent=2) + "\n").encode()
+
+
+def encode_history(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str, bytes]:
+    """Return metrics.jsonl, and TensorBoard's file of one epoch, by their paths in the run folder.
+
+    Args:
+        history: All rows of the run.
+        epoch: Number of the epoch, from 1.
+    """
+    lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
+    rows = [row for row in history if row["epoch"] == epoch]
+    # TensorBoard orders the files of a run by the number after "tfevents".
+    return {"metrics.jsonl": lines.encode(), f"events/events.out.tfevents.{epoch:010d}": encode_events(rows)}
+
+
+def encode_rejected(reasons: Mapping[str, str]) -> dict[str, bytes]:
+    """Return rejected.json, of reasons by key, by its path in the run folder."""
+    return {"rejected.json": encode_json(reasons)}
+
+
+def encode_scores(scores: Sequence[Score]) -> dict[str, bytes]:
+    """Return validation.parquet by its path in the run folder."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([score._asdict() for score in scores], SCORES_SCHEMA), sink)
+    return {"validation.parquet": sink.getvalue()}
 
 
 def encode_events(rows: Sequence[Mapping[str, Any]]) -> bytes:

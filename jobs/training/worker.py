@@ -5,7 +5,6 @@
 All workers take the same steps and judge an epoch alike; the first of them also writes the run folder.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,6 +14,7 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 
+from jobs.common.machine import usable_cores
 from jobs.training.config import TrainConfig
 from jobs.training.data import DataFacts
 from jobs.training.decode import MailboxHandle
@@ -55,9 +55,8 @@ def train_worker(config: dict[str, Assignment]) -> str:
     """
     assignment = config["assignment"]
     options = assignment.options
-    budget = options.budget(assignment.data.epoch_samples)
     context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     backgrounds_NHWC = None
     if assignment.backgrounds is not None:
         backgrounds_NHWC = np.concatenate(ray.get(list(assignment.backgrounds)))
@@ -65,6 +64,16 @@ def train_worker(config: dict[str, Assignment]) -> str:
             return f"None of the photos of --backgrounds {options.backgrounds} can be used: give others, or none."
     trainer = restore_trainer(assignment, backgrounds_NHWC)
     recorder = start_recorder(assignment, trainer) if context.get_world_rank() == 0 else None
+    failure = train_epochs(assignment, trainer, recorder)
+    if recorder:
+        recorder.close()
+    return failure
+
+
+def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | None) -> str:
+    """Train and validate until the run is finished. Return why it failed and would fail again, or nothing."""
+    options = assignment.options
+    budget = options.budget(assignment.data.epoch_samples)
     train_shard, val_shard = ray.train.get_dataset_shard("train"), None
     while not budget.finished(trainer.epochs_done, trainer.seconds):
         batches = read_batches(train_shard, options.batch)
@@ -83,8 +92,6 @@ def train_worker(config: dict[str, Assignment]) -> str:
         trainer.best_mad = min(trainer.best_mad, means["val_mad"])
         if recorder:
             recorder.record_epoch(epoch, scores, means, rejections, is_best)
-    if recorder:
-        recorder.close()
     return ""
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from matting.data import images
 from matting.data.images import Pixels
+from matting.data.photo_tables import ReadFailure
 from matting.data.photos import find_photos, read_photos
 
 MAX_BACKGROUNDS = 2_000  # photos in a training run: at 128 pixels a side, 98 MB on every worker
@@ -50,8 +51,8 @@ def decode(rows: pa.Table, size: int) -> tuple[Pixels, dict[str, str]]:
     places = rows.select(["uri", "row"]).to_pylist()
     for index, data in read_photos(rows, _FETCHES):
         try:
-            if isinstance(data, str):
-                raise images.BadImage(data)
+            if isinstance(data, ReadFailure):
+                raise images.BadImage(data.reason)
             image_HWC, _, _ = images.decode_reduced(data, size)
         except images.BadImage as error:
             uri, row = places[index].values()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from matting.storage import store
-from matting.storage.errors import NotFoundError, StorageError
+from matting.storage.errors import DamagedError, NotFoundError
 
 _TABLE_SUFFIX = ".parquet"
 MATTE_SCHEMA = pa.schema([("key", pa.string()), ("alpha", pa.binary()), ("cutout", pa.binary())])
@@ -23,7 +23,8 @@ def read_matte(key: str, matte_uri: str, max_bytes: int) -> bytes:
         max_bytes: Size limit of a file; tables have none.
 
     Raises:
-        StorageError: The matte cannot be read, or the table is not one of jobs/predict.py.
+        DamagedError: The table is not one of jobs/predict.py.
+        StorageError: The matte cannot be read.
     """
     if not matte_uri.endswith(_TABLE_SUFFIX):
         return store.read_bytes(matte_uri, max_bytes)
@@ -44,8 +45,8 @@ def _mattes_by_key(uri: str) -> dict[str, bytes]:
         # Only what jobs/predict.py writes: other tables might unpack to any size, or unpickle objects.
         has_schema = all(file.schema_arrow.field(field.name).type == field.type for field in MATTE_SCHEMA)
         if not has_schema or any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
-            raise StorageError(f"{uri} is no table of mattes that jobs/predict.py wrote.")
+            raise DamagedError(f"{uri} is no table of mattes that jobs/predict.py wrote.")
         rows = file.read(MATTE_SCHEMA.names).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:  # damage, or other columns
-        raise StorageError(f"{uri} cannot be read as a table of mattes ({error}).") from error
+        raise DamagedError(f"{uri} cannot be read as a table of mattes ({error}).") from error
     return {row["key"]: row["alpha"] or row["cutout"] for row in rows}

@@ -1,7 +1,7 @@
 """Tables of photos: the rows of a collection, from a CSV or Parquet file that holds URIs or image bytes.
 
     photos_in_table   files of a table             -> one row of PHOTO_SCHEMA per key
-    read_values       a Parquet file, some rows    -> bytes of each photo, or why they cannot be read
+    read_values       a Parquet file, some rows    -> bytes of each photo, or a ReadFailure
 
 A photo is an object of its own (then `row` is null), or a value in row number `row` of the Parquet file `uri`.
 """
@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -22,16 +23,14 @@ from matting.messages import first_few
 from matting.storage import store
 from matting.storage.backend import StoredFile
 from matting.storage.concurrent import concurrently
-from matting.storage.errors import StorageError
-from matting.storage.uri import default_key, resolve_uri
+from matting.storage.errors import OBJECT_ERRORS, StorageError
+from matting.storage.uri import default_key, resolve_uri, unsigned_uri
 
 PHOTO_SCHEMA = pa.schema(
     [("key", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("uri", pa.string()), ("row", pa.int64())]
 )
 
 TABLE_SUFFIXES = (".parquet", ".csv")
-
-NO_IMAGE = "the table has no image in this row"
 
 _PHOTO_COLUMNS = ("image", "uri", "url", "path")
 _TEXT_COLUMNS = ("key", "etag", *_PHOTO_COLUMNS)
@@ -50,12 +49,47 @@ class PhotosError(ValueError):
     """A collection cannot be used. The message says what was found, what was expected, and what to do."""
 
 
+@dataclass(frozen=True)
+class ReadFailure:
+    """Failure to read one photo.
+
+    Args:
+        reason: Cause, in one line.
+        is_transient: Whether the cause is not the photo itself, so that a later run may read it as it is.
+    """
+
+    reason: str
+    is_transient: bool
+
+    @classmethod
+    def of(cls, error: Exception, place: str = "") -> "ReadFailure":
+        """Return the failure that an error stands for.
+
+        Damage and missing objects are permanent. All other storage errors and errors of the operating system are
+        transient.
+
+        Args:
+            error: Error of a store or of pyarrow.
+            place: Part of a file that was read, for the reason; by default the error names it.
+        """
+        cause = error.__cause__ if isinstance(error, PhotosError) and error.__cause__ else error
+        if isinstance(cause, StorageError):
+            is_transient = not isinstance(cause, OBJECT_ERRORS)
+        else:  # pyarrow raises OSErrors without a code for damaged Parquet
+            is_transient = isinstance(cause, OSError) and bool(cause.errno) and not isinstance(cause, FileNotFoundError)
+        line = " ".join(str(error).split())
+        return cls(f"Cannot read {place}: {line}" if place else line, is_transient)
+
+
+NO_IMAGE = ReadFailure("the table has no image in this row", is_transient=False)
+
+
 def photos_in_table(uri: str, parts: list[str], folder: str) -> pa.Table:
     """Return one row of `PHOTO_SCHEMA` per photo of a table, sorted by key.
 
     The photos are the column `image`, `uri`, `url` or `path`, or else the only column that can hold them: URIs; or, in
     Parquet with a column `key`, image bytes, also as the field `bytes` of a struct. Without a column `key`, the key of
-    a URI is its path below `folder`, or all of it but the scheme.
+    a URI is its path below `folder`, or all of it but the scheme; the signature of a presigned URL is no part of it.
 
     The columns `etag` and `size` save a request per object; the etag of bytes is their BLAKE2b. An object that cannot
     be found has the etag "" and the size 0.
@@ -76,22 +110,27 @@ def photos_in_table(uri: str, parts: list[str], folder: str) -> pa.Table:
     keys = table["key"]
     photos = pc.if_else(pc.is_null(table["row"]), table["uri"], table["etag"])
     repeats = pc.equal(keys[1:], keys[:-1])
-    differing = keys[1:].filter(pc.and_(repeats, pc.not_equal(photos[1:], photos[:-1])))
-    if len(differing):
-        named = first_few(differing.unique().to_pylist())
+    suspects = pc.indices_nonzero(pc.and_(repeats, pc.not_equal(photos[1:], photos[:-1]))).to_pylist()
+    differing = [
+        keys[index].as_py()
+        for index in suspects
+        if unsigned_uri(photos[index].as_py()) != unsigned_uri(photos[index + 1].as_py())
+    ]
+    if differing:
+        named = first_few(list(dict.fromkeys(differing)))
         raise PhotosError(f"{uri} has several photos of one key: {named}. Give each photo a key of its own.")
     first = pa.chunked_array([pa.array([True]), *pc.invert(repeats).chunks])
     return _with_versions(table.filter(first))
 
 
-def read_values(uri: str, numbers: list[int]) -> Iterator[bytes | str]:
+def read_values(uri: str, numbers: list[int]) -> Iterator[bytes | ReadFailure]:
     """Read the photos of a Parquet file at these ascending row numbers. Damage affects only the row group it is in.
 
     Yields:
-        Bytes of each photo, or the reason in one line.
+        Bytes of each photo, or why they cannot be read.
     """
     left = deque(numbers)
-    reason = f"{uri} has fewer rows than it had when it was listed"
+    failure = ReadFailure(f"{uri} has fewer rows than it had when it was listed", is_transient=False)
     try:
         with _open_parquet(uri) as file:
             column = _photo_column(uri, file.schema_arrow, _IN_PARQUET)
@@ -106,11 +145,11 @@ def read_values(uri: str, numbers: list[int]) -> Iterator[bytes | str]:
                     yield from _read_group(f"row group {group} of {uri}", values, wanted)
                 start = end
     except (PhotosError, StorageError) as error:
-        reason = one_line(error)
-    yield from (reason for _ in left)
+        failure = ReadFailure.of(error)
+    yield from (failure for _ in left)
 
 
-def _read_group(place: str, values: Iterator[pa.Scalar], wanted: deque[int]) -> Iterator[bytes | str]:
+def _read_group(place: str, values: Iterator[pa.Scalar], wanted: deque[int]) -> Iterator[bytes | ReadFailure]:
     try:
         for number, photo in enumerate(values):
             while wanted and wanted[0] == number:
@@ -119,7 +158,7 @@ def _read_group(place: str, values: Iterator[pa.Scalar], wanted: deque[int]) -> 
             if not wanted:
                 return
     except (OSError, pa.ArrowException, StorageError) as error:
-        yield from (f"Cannot read {place}: {one_line(error)}" for _ in wanted)
+        yield from (ReadFailure.of(error, place) for _ in wanted)
 
 
 def _values(file: pq.ParquetFile, column: str, groups: Iterable[int]) -> Iterator[pa.Scalar]:
@@ -273,8 +312,3 @@ def _stat(uri: str) -> StoredFile:
         return store.stat(uri)
     except StorageError:
         return StoredFile("", 0, "")  # reading it gives the reason
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error on one line."""
-    return " ".join(str(error).split())

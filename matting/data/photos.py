@@ -1,7 +1,7 @@
 """Find the photos of a collection, and read their bytes.
 
     find_photos   a folder, or a table of URIs or bytes -> Photos: a table with one row per key, and the ignored files
-    read_photos   some of these rows                    -> (index of the row, bytes, or why they cannot be read)
+    read_photos   some of these rows                    -> (index of the row, bytes or a ReadFailure)
 
 A photo that cannot be found now is listed all the same, and gets a reason when it is read, so that every input is
 accounted for. Nothing is decoded here: names decide what is a photo, and keys are taken as they are.
@@ -21,7 +21,7 @@ from matting.data.photo_tables import (
     PHOTO_SCHEMA,
     TABLE_SUFFIXES,
     PhotosError,
-    one_line,
+    ReadFailure,
     photos_in_table,
     read_values,
 )
@@ -82,8 +82,8 @@ def find_photos(uri: str, output: str | None = None) -> Photos:
     return _photos_in_folder(uri, files)
 
 
-def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | str]]:
-    """Read each row's photo once: yield (index in `rows`, bytes, or the reason in one line).
+def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | ReadFailure]]:
+    """Read each row's photo once: yield (index in `rows`, bytes, or why they cannot be read).
 
     Objects come first, in the order of `rows`; up to `ahead` of them are in flight or in memory, beside the one that is
     yielded. Photos inside Parquet files follow, by file and row, so that each file is read through once.
@@ -103,13 +103,13 @@ def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | str]]
         yield from ((index, photo) for (_, index), photo in zip(places, photos, strict=True))
 
 
-def _read_object(uri: str) -> bytes | str:
+def _read_object(uri: str) -> bytes | ReadFailure:
     if not uri:
         return NO_IMAGE
     try:
         return store.read_bytes(uri, MAX_IMAGE_BYTES)
     except StorageError as error:
-        return one_line(error)
+        return ReadFailure.of(error)
 
 
 def _path_below(uri: str, output: str) -> str | None:

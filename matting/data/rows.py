@@ -17,6 +17,7 @@ import pyarrow as pa
 from matting.data import shards
 from matting.data.images import MAX_IMAGE_BYTES, BadImage, Pixels, decode_alpha, decode_image, image_size, resize
 from matting.data.mattes import read_matte
+from matting.data.photo_tables import ReadFailure
 from matting.data.synthetic import draw_person
 from matting.storage import store
 from matting.storage.concurrent import concurrently
@@ -79,13 +80,16 @@ class RawRows:
 
     def examples(self, size: int | None) -> Iterator[Example]:
         """Decode the rows in order; see `Rows.examples`."""
-        for key, image, matte, error in self.fetch():
-            yield Example(key, None, None, error) if error else decode_example(key, image, matte, size)
+        for key, pair in self.fetch():
+            if isinstance(pair, ReadFailure):
+                yield Example(key, None, None, pair.reason)
+            else:
+                yield decode_example(key, *pair, size)
 
-    def fetch(self) -> Iterator[tuple[str, bytes, bytes, str]]:
-        """Yield (key, image bytes, matte bytes, error or "") in order, while several pairs are in flight."""
-        for _, fetched in concurrently(fetch_pair, self.table.to_pylist(), FETCHES):
-            yield fetched
+    def fetch(self) -> Iterator[tuple[str, tuple[bytes, bytes] | ReadFailure]]:
+        """Yield (key, (image bytes, matte bytes) or why they cannot be read) in order, several pairs in flight."""
+        for row, pair in concurrently(fetch_pair, self.table.to_pylist(), FETCHES):
+            yield row["key"], pair
 
     def aspects(self) -> list[float]:
         """Return the aspect ratio of each image, from its header; 0 where it cannot be read."""
@@ -153,14 +157,13 @@ def synthetic_key(number: int) -> str:
     return f"synthetic/{number:09d}"
 
 
-def fetch_pair(row: Mapping[str, str]) -> tuple[str, bytes, bytes, str]:
-    """Fetch the pair of a row of RawRows: (key, image bytes, matte bytes, error or "")."""
-    key = row["key"]
+def fetch_pair(row: Mapping[str, str]) -> tuple[bytes, bytes] | ReadFailure:
+    """Fetch the image bytes and matte bytes of a row of RawRows, or return why they cannot be read."""
     try:
         image = store.read_bytes(row["image_uri"], MAX_IMAGE_BYTES)
-        return key, image, read_matte(key, row["matte_uri"], MAX_IMAGE_BYTES), ""
+        return image, read_matte(row["key"], row["matte_uri"], MAX_IMAGE_BYTES)
     except StorageError as error:
-        return key, b"", b"", str(error)
+        return ReadFailure.of(error)
 
 
 def image_aspect(uri: str) -> float:

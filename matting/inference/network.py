@@ -69,13 +69,28 @@ class Network:
             self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
 
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas at the input's size: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
+        """Predict alphas at the input's size: uint8 (B, H, W, 3) -> uint8 (B, H, W).
+
+        Where the device's memory does not suffice, this tries once more with half the micro-batch.
+
+        Raises:
+            torch.OutOfMemoryError: Half the micro-batch does not fit either.
+        """
+        try:
+            return self._small_alphas(squashed_BHWC, self._micro_batch)
+        except torch.OutOfMemoryError:
+            if self._micro_batch == 1:
+                raise
+        torch.cuda.empty_cache()  # after the error is forgotten, whose traceback holds on to tensors
+        return self._small_alphas(squashed_BHWC, self._micro_batch // 2)
+
+    def _small_alphas(self, squashed_BHWC: Pixels, micro_batch: int) -> Pixels:
         count = len(squashed_BHWC)
-        padding = -count % self._micro_batch
+        padding = -count % micro_batch
         padded = np.concatenate([squashed_BHWC, np.zeros((padding, *squashed_BHWC.shape[1:]), np.uint8)])
         alphas = []
         with torch.inference_mode():
-            for chunk in torch.split(to_device(padded, self._device), self._micro_batch):
+            for chunk in torch.split(to_device(padded, self._device), micro_batch):
                 alpha_BHW = self._forward(chunk.permute(0, 3, 1, 2))
                 alphas.append((alpha_BHW * 255).round().to(torch.uint8).cpu())
         result: Pixels = torch.cat(alphas).numpy()[:count]

@@ -75,6 +75,29 @@ def describe(model: UNet, size: int, recipe: Mapping[str, Any], data: Mapping[st
     }
 
 
+def encode(
+    model: UNet,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    train_state: Mapping[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """Return the files of a checkpoint folder by name, in the order in which to write them.
+
+    Args:
+        model: Network whose weights are written.
+        config: Result of :func:`describe`.
+        metrics: Contents of metrics.json.
+        train_state: State to resume training from, of tensors, numbers and strings; or None.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    files = {"model.safetensors": save_tensors(weights), "config.json": _to_json(config)}
+    if train_state is not None:
+        buffer = io.BytesIO()
+        torch.save(dict(train_state), buffer)
+        files["train_state.pt"] = buffer.getvalue()
+    return {**files, "metrics.json": _to_json(metrics)}
+
+
 def save(
     uri: str,
     model: UNet,
@@ -82,26 +105,13 @@ def save(
     metrics: Mapping[str, float],
     train_state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder.
-
-    Args:
-        uri: URI of the folder.
-        model: Network whose weights are written.
-        config: Result of :func:`describe`.
-        metrics: Contents of metrics.json.
-        train_state: State to resume training from, of tensors, numbers and strings; or None.
+    """Write a checkpoint folder. Arguments after the folder's URI are those of :func:`encode`.
 
     Raises:
         StorageError: The folder cannot be written.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    store.write_bytes(join_uri(uri, "model.safetensors"), save_tensors(weights))
-    store.write_bytes(join_uri(uri, "config.json"), _to_json(config))
-    if train_state is not None:
-        buffer = io.BytesIO()
-        torch.save(dict(train_state), buffer)
-        store.write_bytes(join_uri(uri, "train_state.pt"), buffer.getvalue())
-    store.write_bytes(join_uri(uri, "metrics.json"), _to_json(metrics))
+    for name, data in encode(model, config, metrics, train_state).items():
+        store.write_bytes(join_uri(uri, name), data)
 
 
 def load(uri: str) -> Checkpoint:

@@ -10,7 +10,7 @@ A photo is in one of these states:
     new        the ledger has no row with its key
     changed    its etag is not the row's: the file was replaced
     outdated   another model or other settings made its outputs
-    transient  it failed because the store failed; a later run may succeed without any change
+    transient  it failed for a reason outside itself, such as a store or a device; a later run may succeed
     failed     it failed for a reason of its own, such as a damaged file
     done       its outputs are up to date
 
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from matting.storage import store
 from matting.storage.concurrent import concurrently
-from matting.storage.errors import FOR_NOW, NotFoundError
+from matting.storage.errors import NotFoundError
 from matting.storage.uri import join_uri
 
 LEDGER_SCHEMA = pa.schema(
@@ -43,9 +43,9 @@ LEDGER_SCHEMA = pa.schema(
         ("size", pa.int64()),  # bytes of the photo's file
         ("model", pa.string()),  # identity of the checkpoint
         ("settings", pa.string()),  # str(PredictionSettings)
-        ("status", pa.string()),  # "done" or "failed"
+        ("status", pa.string()),  # "done", "failed" or "transient"
         ("error", pa.string()),  # reason of a failure; null when done
-        ("width", pa.int32()),  # this column and the next three are null when failed
+        ("width", pa.int32()),  # this column and the next three are null unless done
         ("height", pa.int32()),
         ("coverage", pa.float32()),  # mean alpha, in [0, 1]
         ("confidence", pa.float32()),  # `metrics.confidence` of the alpha, in [0, 1]
@@ -267,7 +267,7 @@ def plan(photos: pa.Table, ledger: pa.Table, model: str, settings: str, retry_fa
 
     Args:
         photos: Listing of the collection: columns key (each once) and etag, and any others.
-        ledger: One row per key, as from `read`: columns key, etag, model, settings, status and error.
+        ledger: One row per key, as from `read`: columns key, etag, model, settings and status.
         model: Identity of the checkpoint that this run uses.
         settings: Text of the PredictionSettings that this run uses.
         retry_failed: Whether photos that failed for a reason of their own are due again.
@@ -279,7 +279,7 @@ def plan(photos: pa.Table, ledger: pa.Table, model: str, settings: str, retry_fa
         pc.is_null(place),
         pc.not_equal(photos["etag"], ledger["etag"].take(place)),
         pc.invert(is_current.take(place)),
-        pc.match_substring(ledger["error"], FOR_NOW).take(place),
+        pc.equal(ledger["status"], "transient").take(place),
         pc.equal(ledger["status"], "failed").take(place),
     ]
     states = pc.case_when(pc.make_struct(*conditions), *STATES)

@@ -3,38 +3,38 @@
     rows of photos -> bytes, many requests in flight -> image_HWC, a micro-batch at a time -> alpha_HW -> encoded
     -> 1. write outputs, many requests in flight  2. write the block's ledger part  3. delete superseded outputs
 
-A photo that cannot be read, decoded or written becomes a failed row with its reason; the others go on. A run that is
-killed between two steps repeats work, and loses nothing. Seconds are counted by stage. The pipeline runs in the process
-that calls it and knows no cluster.
+A photo that cannot be read, decoded or written becomes a row with the reason; the others go on. The row is failed if
+the photo itself is the cause, else transient: then a later run tries again. A broken device ends the block without any
+row. A run that is killed between two steps repeats work, and loses nothing. Seconds are counted by stage. The pipeline
+runs in the process that calls it and knows no cluster.
 """
 
-import io
 import json
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from matting.data import images
 from matting.data.images import BadImage, Pixels
-from matting.data.mattes import MATTE_SCHEMA
+from matting.data.photo_tables import ReadFailure
 from matting.data.photos import read_photos
+from matting.inference.device_errors import DeviceError, is_device_error
 from matting.inference.input_shapes import Shape
 from matting.inference.predictor import Predictor, Refine
 from matting.inference.refine import cutout
 from matting.nn.metrics import confidence, coverage
 from matting.nn.precision import NumberFormat
-from matting.results import ledger
+from matting.results.outcomes import Row, Status, new_row, record, without_outputs
 from matting.results.output_names import BadKey, output_name
+from matting.results.outputs import TABLE_SCHEMA, table_path, write_table
 from matting.storage import store
 from matting.storage.errors import StorageError
 from matting.storage.uri import is_local, join_uri
@@ -47,10 +47,8 @@ Stage = Literal["fetch", "decode", "network", "refine", "encode", "write", "ledg
 REQUESTS_IN_FLIGHT = 32  # a GET or PUT of an object store takes 20-100 ms, the network 7 ms a photo
 
 LONGEST_NAME = 255  # bytes of a part of a path, on local file systems
-TABLE_FOLDER = "mattes"
-TABLE_SCHEMA = MATTE_SCHEMA.insert(1, pa.field("etag", pa.string()))
 
-Row = dict[str, Any]
+OnProgress = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,15 @@ class PredictionSettings:
     def suffix(self, kind: Kind) -> str:
         """Return the suffix of files of this kind, without a dot."""
         return "png" if kind == "alpha" else self.format
+
+
+def output_path(output: str, settings: PredictionSettings, kind: Kind, key: str) -> str:
+    """Return the path below the output folder of a file with a photo's matte or cutout.
+
+    Raises:
+        BadKey: The key cannot be part of a path.
+    """
+    return output_name(kind, key, settings.suffix(kind), LONGEST_NAME if is_local(output) else None)
 
 
 class Stopwatch:
@@ -136,56 +143,66 @@ class PhotoPipeline:
     ) -> None:
         self._output, self._settings, self._run, self._model = output, settings, run, model
         self._predictor, self._micro_batch = predictor, micro_batch
-        self._longest_name = LONGEST_NAME if is_local(output) else None
 
-    def handle(self, photos: pa.Table, number: int) -> tuple[list[Row], dict[str, float]]:
-        """Predict a block; write its outputs and its ledger part.
+    def handle(
+        self, photos: pa.Table, number: int, on_progress: OnProgress = lambda: None
+    ) -> tuple[list[Row], dict[str, float]]:
+        """Predict a block; write its outputs and its ledger part. See :meth:`make_outputs` and :func:`outcomes.record`.
 
         Args:
             photos: Rows with the columns of `PHOTO_SCHEMA` and `outputs`, the outputs in the photo's earlier
                 ledger row, null if there is none.
             number: Number of the block, unique in its run. Handling a block again replaces its results.
+            on_progress: Function to call whenever a photo has come one step further.
+        """
+        rows, seconds = self.make_outputs(photos, f"{number:06d}", on_progress)
+        on_progress()
+        began = time.perf_counter()
+        record(self._output, self._run, number, photos, rows)
+        return rows, {**seconds, "ledger": time.perf_counter() - began}
+
+    def make_outputs(
+        self, photos: pa.Table, part: str, on_progress: OnProgress = lambda: None
+    ) -> tuple[list[Row], dict[str, float]]:
+        """Predict photos and write their outputs.
+
+        Args:
+            photos: Rows with the columns of `PHOTO_SCHEMA`.
+            part: Name of the table's part, unique in its run.
+            on_progress: Function to call whenever a photo has come one step further.
 
         Returns:
             A ledger row for each photo, in no order, with two more entries, `read` and `written`, in bytes; and the
             seconds of each `Stage`.
 
         Raises:
-            StorageError: The ledger part, or the part of the table, cannot be written.
+            DeviceError: The device that computes the network is broken.
+            StorageError: The part of the table cannot be written.
         """
         watch = Stopwatch()
+        encoded = self._predict(photos, watch, on_progress)
         if self._settings.sink == "table":
-            rows = self._into_table(photos, number, watch)
+            rows = self._into_table(encoded, part, watch)
         else:
-            rows = self._into_files(photos, watch)
-        with watch.during("ledger"):
-            ledger.write_part(
-                self._output,
-                self._run,
-                number,
-                [{name: row[name] for name in ledger.LEDGER_SCHEMA.names} for row in rows],
-            )
-            self._remove_superseded(photos, rows)
+            rows = self._into_files(encoded, watch, on_progress)
         return rows, watch.seconds
 
-    def _remove_superseded(self, photos: pa.Table, rows: list[Row]) -> None:
-        earlier = dict(zip(photos["key"].to_pylist(), photos["outputs"].to_pylist(), strict=True))
-        for row in rows:
-            for path in set(earlier[row["key"]] or ()) - set(row["outputs"]):
-                if not path.startswith(f"{TABLE_FOLDER}/"):  # a table holds mattes of other photos, too
-                    store.delete(join_uri(self._output, path))
-
-    def _into_files(self, photos: pa.Table, watch: Stopwatch) -> list[Row]:
+    def _into_files(self, photos: Iterator[_EncodedPhoto], watch: Stopwatch, on_progress: OnProgress) -> list[Row]:
         rows: list[Row] = []
         with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
             writing = deque[Future[Row]]()
-            for encoded in self._predict(photos, watch):
+
+            def take_first() -> None:
+                with watch.during("write"):
+                    rows.append(writing.popleft().result())
+                on_progress()
+
+            for encoded in photos:
                 writing.append(pool.submit(self._write, encoded))
                 if len(writing) > REQUESTS_IN_FLIGHT:
-                    with watch.during("write"):
-                        rows.append(writing.popleft().result())
-            with watch.during("write"):
-                rows += [future.result() for future in writing]
+                    take_first()
+            while writing:
+                take_first()
         return rows
 
     def _write(self, encoded: _EncodedPhoto) -> Row:
@@ -193,21 +210,22 @@ class PhotoPipeline:
         if row["status"] == "done":
             try:
                 for kind in self._settings.write:
-                    path = output_name(kind, row["key"], self._settings.suffix(kind), self._longest_name)
+                    path = output_path(self._output, self._settings, kind, row["key"])
                     store.write_bytes(join_uri(self._output, path), encoded.contents[kind])
                     row["outputs"].append(path)
                     row["written"] += len(encoded.contents[kind])
             except (BadKey, StorageError) as error:
                 for path in row["outputs"]:  # a failed row lists no outputs, so none may stay
                     store.delete(join_uri(self._output, path))
-                row = _failed(row, f"cannot be written: {error}")
+                status: Status = "failed" if isinstance(error, BadKey) else "transient"
+                row = without_outputs(row, status, f"cannot be written: {error}")
         return {**row, "finished_at": datetime.now(UTC)}
 
-    def _into_table(self, photos: pa.Table, number: int, watch: Stopwatch) -> list[Row]:
-        path = f"{TABLE_FOLDER}/{self._run}-{number:06d}.parquet"
+    def _into_table(self, photos: Iterator[_EncodedPhoto], part: str, watch: Stopwatch) -> list[Row]:
+        path = table_path(self._run, part)
         rows: list[Row] = []
         contents: list[Row] = []
-        for encoded in self._predict(photos, watch):
+        for encoded in photos:
             rows.append(encoded.row)
             if encoded.row["status"] == "done":
                 encoded.row["outputs"].append(path)
@@ -215,10 +233,10 @@ class PhotoPipeline:
                 contents.append({"key": encoded.row["key"], "etag": encoded.row["etag"], **encoded.contents})
         if contents:
             with watch.during("write"):
-                _write_table(join_uri(self._output, path), pa.Table.from_pylist(contents, TABLE_SCHEMA))
+                write_table(join_uri(self._output, path), pa.Table.from_pylist(contents, TABLE_SCHEMA))
         return [{**row, "finished_at": datetime.now(UTC)} for row in rows]
 
-    def _predict(self, photos: pa.Table, watch: Stopwatch) -> Iterator[_EncodedPhoto]:
+    def _predict(self, photos: pa.Table, watch: Stopwatch, on_progress: OnProgress) -> Iterator[_EncodedPhoto]:
         """Yield every photo of the block with its encoded outputs, or with the reason why it has none."""
         inputs = photos.select(["key", "etag", "size"]).to_pylist()
         arriving = read_photos(photos, REQUESTS_IN_FLIGHT)
@@ -229,24 +247,33 @@ class PhotoPipeline:
             if not arrived:
                 break
             for index, data in arrived:
-                row = self._row(inputs[index], data)
+                on_progress()
+                row = new_row(inputs[index], self._model, str(self._settings), self._run)
+                if isinstance(data, ReadFailure):
+                    status: Status = "transient" if data.is_transient else "failed"
+                    yield _EncodedPhoto(without_outputs(row, status, f"cannot be read: {data.reason}"), {})
+                    continue
+                row["read"] = len(data)
                 try:
-                    if isinstance(data, str):
-                        raise BadImage(f"cannot be read: {data}")
                     with watch.during("decode"):
                         photo = _DecodedPhoto(row, data, *images.decode_reduced(data, self._predictor.min_side))
                 except BadImage as error:
-                    yield _EncodedPhoto(_failed(row, str(error)), {})
+                    yield _EncodedPhoto(without_outputs(row, "failed", str(error)), {})
                     continue
                 shape = self._predictor.input_shape(photo.width, photo.height)
                 waiting[shape].append(photo)
                 if len(waiting[shape]) == self._micro_batch:
                     yield from self._predict_decoded(waiting.pop(shape), watch)
         for micro_batch in waiting.values():
+            on_progress()
             yield from self._predict_decoded(micro_batch, watch)
 
     def _predict_decoded(self, photos: list[_DecodedPhoto], watch: Stopwatch) -> list[_EncodedPhoto]:
-        """Predict and encode photos of one input shape; if that fails, each on its own to find the culprit."""
+        """Predict and encode photos of one input shape; if that fails, each on its own to find the culprit.
+
+        Raises:
+            DeviceError: The device that computes the network is broken.
+        """
         images_HWC = [photo.image_HWC for photo in photos]
         sizes = [(photo.width, photo.height) for photo in photos]
         try:
@@ -257,10 +284,14 @@ class PhotoPipeline:
             with watch.during("encode"):
                 return [self._encode(photo, alpha) for photo, alpha in zip(photos, alphas, strict=True)]
         except Exception as error:  # any type: among 10**8 photos, one will fail in a way that nobody foresaw
+            if is_device_error(error):
+                raise DeviceError.of(error) from error
             if len(photos) > 1:
                 return [encoded for photo in photos for encoded in self._predict_decoded([photo], watch)]
-            reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
-            return [_EncodedPhoto(_failed(photos[0].row, reason), {})]
+            if isinstance(error, BadImage):
+                return [_EncodedPhoto(without_outputs(photos[0].row, "failed", str(error)), {})]
+            reason = f"{type(error).__name__}: {error}"
+            return [_EncodedPhoto(without_outputs(photos[0].row, "transient", reason), {})]
 
     def _encode(self, photo: _DecodedPhoto, alpha_HW: Pixels) -> _EncodedPhoto:
         contents: dict[str, bytes] = {kind: self._encode_kind(kind, photo, alpha_HW) for kind in self._settings.write}
@@ -279,51 +310,3 @@ class PhotoPipeline:
         image_HWC = photo.image_HWC if is_whole else images.decode_image(photo.data)
         cutout_HWC = cutout(image_HWC, alpha_HW)
         return images.encode_webp(cutout_HWC) if self._settings.format == "webp" else images.encode_png(cutout_HWC)
-
-    def _row(self, photo: Mapping[str, Any], data: bytes | str) -> Row:
-        return {
-            **photo,
-            "model": self._model,
-            "settings": str(self._settings),
-            "status": "done",
-            "error": None,
-            "outputs": [],
-            "run": self._run,
-            "read": len(data) if isinstance(data, bytes) else 0,
-            "written": 0,
-        }
-
-
-def remove(output: str, paths_by_key: Mapping[str, Sequence[str]]) -> None:
-    """Remove outputs; missing ones are no error.
-
-    Args:
-        output: URI of the output folder.
-        paths_by_key: Keys, and the `outputs` of their ledger rows.
-
-    Raises:
-        StorageError: An output could not be removed.
-    """
-    parts = defaultdict[str, list[str]](list)
-    for key, paths in paths_by_key.items():
-        for path in paths:
-            if path.startswith(f"{TABLE_FOLDER}/"):
-                parts[path].append(key)
-            else:
-                store.delete(join_uri(output, path))
-    for path, keys in parts.items():
-        uri = join_uri(output, path)
-        if store.exists(uri):
-            table = pq.read_table(pa.BufferReader(store.read_bytes(uri)))
-            _write_table(uri, table.filter(pc.invert(pc.is_in(table["key"], pa.array(keys)))))
-
-
-def _write_table(uri: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none")  # its PNGs are compressed already
-    store.write_bytes(uri, buffer.getvalue())
-
-
-def _failed(row: Row, reason: str) -> Row:
-    unknown = dict.fromkeys(("width", "height", "coverage", "confidence"))
-    return {**row, **unknown, "status": "failed", "error": reason, "outputs": [], "written": 0}

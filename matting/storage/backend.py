@@ -5,7 +5,7 @@ Each method tries once and raises what the client library raises; FileNotFoundEr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -44,6 +44,18 @@ class Backend(ABC):
     @abstractmethod
     def open_file(self, path: str) -> pa.NativeFile:
         """Open a file for reading."""
+
+    def read(self, path: str, check: Callable[[int], None]) -> bytes:
+        """Return the content of a file.
+
+        Args:
+            path: Path of the file.
+            check: Function that takes the size in bytes before the content is read, and may raise an exception.
+        """
+        with self.open_file(path) as stream:
+            size = stream.size()
+            check(size)
+            return read_range(stream, 0, size)
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:

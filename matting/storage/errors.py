@@ -9,10 +9,6 @@ import re
 
 from botocore.exceptions import ClientError
 
-# Marker in the message of every TransientStorageError and of no other error. The ledger and packed datasets keep errors
-# as text, and recognize transient ones by it.
-FOR_NOW = " for now, tried "
-
 
 class StorageError(Exception):
     """Failure of a storage operation. The message names the URI, the cause and the remedy, fit to be shown as it is."""
@@ -22,8 +18,21 @@ class NotFoundError(StorageError):
     """Answer of a store that holds nothing at the URI: no such object, no such folder, or an empty folder."""
 
 
+class TooLargeError(StorageError):
+    """Refusal to fetch an object that has more bytes than the caller's limit."""
+
+
+class DamagedError(StorageError):
+    """Content of an object is not what it should be."""
+
+
 class TransientStorageError(StorageError):
     """Failure for a transient cause (network, busy store) that outlasted all retries. A later run may succeed."""
+
+
+# Errors that name the object as their cause: the same request fails again until the object changes. The cause of every
+# other StorageError, such as denied access, is elsewhere, so the object may be readable in a later run.
+OBJECT_ERRORS = (NotFoundError, TooLargeError, DamagedError)
 
 
 class ShortRead(OSError):
@@ -74,6 +83,7 @@ _ADVICE = {
     "connectionclosederror": _BROKEN,
     "httpclienterror": _BROKEN,
     "incompletebody": _BROKEN,
+    "incompletereaderror": _BROKEN,
     "networkconnection": _BROKEN,
     "readtimeouterror": _BROKEN,
     "requesttimeout": _BROKEN,

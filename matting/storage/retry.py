@@ -7,7 +7,6 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from matting.storage.errors import (
-    FOR_NOW,
     NotFoundError,
     StorageError,
     TransientStorageError,
@@ -16,6 +15,7 @@ from matting.storage.errors import (
     is_transient,
     is_unreachable,
 )
+from matting.storage.uri import redact_signatures, unsigned_uri
 
 # A throttling store gets about 8 s in all, at most 15 s. Pauses are random, so that many waiting clients spread out.
 MAX_TRIES = 6
@@ -37,7 +37,7 @@ def with_retries(uri: str, action: str, operation: Callable[[], _T]) -> _T:
     function itself: a StorageError is never retried.
 
     Args:
-        uri: URI that the operation works on, for messages.
+        uri: URI that the operation works on, for messages; a signature in it is left out.
         action: Verb that says what the operation does to the URI, for messages.
         operation: Function that tries once.
 
@@ -47,13 +47,15 @@ def with_retries(uri: str, action: str, operation: Callable[[], _T]) -> _T:
         StorageError: The operation failed for a permanent cause.
     """
 
+    place = unsigned_uri(uri)
+
     def log_retry(state: RetryCallState) -> None:
         assert state.outcome
         assert state.next_action
-        error = state.outcome.exception()
+        error = redact_signatures(str(state.outcome.exception()))
         number, seconds = state.attempt_number, state.next_action.sleep
         _log.warning(
-            "Cannot %s %s, try %d of %d, retrying in %.1f s: %s", action, uri, number, MAX_TRIES, seconds, error
+            "Cannot %s %s, try %d of %d, retrying in %.1f s: %s", action, place, number, MAX_TRIES, seconds, error
         )
 
     retrying = Retrying(
@@ -64,13 +66,13 @@ def with_retries(uri: str, action: str, operation: Callable[[], _T]) -> _T:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        raise NotFoundError(f"Cannot {action} {uri}: it does not exist; correct the URI.") from error
+        raise NotFoundError(f"Cannot {action} {place}: it does not exist; correct the URI.") from error
     except Exception as error:
-        cause = f"{advice_for(error) or _NO_ADVICE}. [{error_code(error)}: {error}]"
+        cause = redact_signatures(f"{advice_for(error) or _NO_ADVICE}. [{error_code(error)}: {error}]")
         if is_transient(error):
             tries = retrying.statistics["attempt_number"]
-            raise TransientStorageError(f"Cannot {action} {uri}{FOR_NOW}{tries} times: {cause}") from error
-        raise StorageError(f"Cannot {action} {uri}: {cause}") from error
+            raise TransientStorageError(f"Cannot {action} {place}, tried {tries} times: {cause}") from error
+        raise StorageError(f"Cannot {action} {place}: {cause}") from error
 
 
 def _should_stop(state: RetryCallState) -> bool:

@@ -16,13 +16,13 @@ from pathlib import Path
 from pyarrow import fs
 
 from matting.storage import s3
-from matting.storage.backend import Backend, StoredFile, read_range
-from matting.storage.errors import NotFoundError, StorageError
+from matting.storage.backend import Backend, StoredFile
+from matting.storage.errors import NotFoundError, StorageError, TooLargeError
 from matting.storage.fsspec_store import FsspecBackend
 from matting.storage.local import LocalBackend
 from matting.storage.retry import with_retries
 from matting.storage.s3_filesystem import S3Handler
-from matting.storage.uri import is_local, join_uri, split_uri
+from matting.storage.uri import is_local, join_uri, split_uri, unsigned_uri
 
 _LOCAL, _S3, _FSSPEC = LocalBackend(), s3.S3Backend(), FsspecBackend()
 
@@ -79,18 +79,18 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
 
     Raises:
         NotFoundError: There is no such object.
-        StorageError: The object cannot be read, or has more than `max_bytes` bytes.
+        TooLargeError: The object has more than `max_bytes` bytes.
+        StorageError: The object cannot be read.
     """
     backend, path = _backend(uri)
 
-    def read() -> bytes:
-        with backend.open_file(path) as stream:
-            size = stream.size()
-            if max_bytes is not None and size > max_bytes:
-                raise StorageError(f"Cannot read {uri}: it has {size:,} bytes, more than the limit of {max_bytes:,}.")
-            return read_range(stream, 0, size)
+    def check(size: int) -> None:
+        if max_bytes is not None and size > max_bytes:
+            raise TooLargeError(
+                f"Cannot read {unsigned_uri(uri)}: it has {size:,} bytes, more than the limit of {max_bytes:,}."
+            )
 
-    return with_retries(uri, "read", read)
+    return with_retries(uri, "read", lambda: backend.read(path, check))
 
 
 def write_bytes(uri: str, data: bytes) -> None:

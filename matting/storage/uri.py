@@ -13,6 +13,13 @@ from matting.storage.errors import StorageError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/]*@")
 
+# Query parameters of presigned URLs: those of S3, Google and CloudFront, and of Azure's shared access signatures.
+_SIGNATURES = {"x-amz-signature", "x-goog-signature", "signature", "sig"}
+_AZURE = {"sv", "ss", "srt", "sp", "st", "se", "spr", "sip", "sr", "skoid", "sktid", "skt", "ske", "sks", "skv", "sdd"}
+_SIGNING = _SIGNATURES | _AZURE | {"expires", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"}
+_SIGNING_PREFIXES = ("x-amz-", "x-goog-")
+_QUERY = re.compile(r"\?([^\s?'\"<>()\[\]]+)")
+
 
 def split_uri(uri: str) -> tuple[str, str]:
     """Return the scheme in lower case ("file" for a plain path) and the text after it.
@@ -56,9 +63,42 @@ def resolve_uri(folder: str, uri: str) -> str:
 def default_key(folder: str, uri: str) -> str:
     """Return the key of a URI to which a table in `folder` gives none.
 
-    The key is the path below the folder; for a URI elsewhere, all of it without scheme and leading slashes.
+    The key is the path below the folder; for a URI elsewhere, all of it without scheme and leading slashes. The
+    signature of a presigned URL is no part of it.
     """
-    return split_uri(uri.removeprefix(folder))[1].lstrip("/")
+    return split_uri(unsigned_uri(uri).removeprefix(folder))[1].lstrip("/")
+
+
+def unsigned_uri(uri: str) -> str:
+    """Return a presigned URL without the parameters of its signature, which are secret and change when it is renewed.
+
+    Parameters that select the content stay. Any other URI is returned unchanged.
+    """
+    if not uri.lower().startswith(("http://", "https://")):
+        return uri
+    place, mark, query = uri.partition("?")
+    return place + _unsigned_query(mark + query)
+
+
+def redact_signatures(text: str) -> str:
+    """Return a text with all presigned URLs in it as `unsigned_uri` returns them, fit for logs and ledgers."""
+    if "http" not in text.lower():
+        return text
+    return _QUERY.sub(lambda match: _unsigned_query(match[0]), text)
+
+
+def _unsigned_query(query: str) -> str:
+    """Return a query, which begins with '?' or is empty, without the parameters of its signature."""
+    parameters = query[1:].split("&")
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    if not _SIGNATURES.intersection(names):
+        return query
+    kept = [
+        parameter
+        for parameter, name in zip(parameters, names, strict=True)
+        if name not in _SIGNING and not name.startswith(_SIGNING_PREFIXES)
+    ]
+    return "?" + "&".join(kept) if kept else ""
 
 
 def absolute_uri(uri: str) -> str:

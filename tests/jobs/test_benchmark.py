@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
 
 @pytest.mark.slow
 def test_measurements_without_cluster_give_figures(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 1)  # one layout of processes instead of two
+    monkeypatch.setattr(benchmark, "usable_cores", lambda: 1)  # one layout of processes instead of two
     results = Results()
     options = BenchmarkConfig(seconds=0.2)
     for measurement in (benchmark.bench_network, benchmark.bench_stages, benchmark.bench_scripts):

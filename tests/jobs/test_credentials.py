@@ -12,15 +12,8 @@ from matting.nn import checkpoint
 from matting.nn.unet import UNetConfig
 from matting.storage import store
 from matting.storage.errors import StorageError
+from tests.support import stores
 from tests.support.drawing import write_folders
-from tests.support.stores import (
-    READ_ACTIONS,
-    access_key_settings,
-    credentials,
-    enforced,
-    new_access_key,
-    s3_client,
-)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +21,7 @@ def inputs(object_store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a bucket with pairs/, and an untrained checkpoint in model/."""
     del object_store
     name = f"bucket-{uuid.uuid4().hex}"
-    s3_client().create_bucket(Bucket=name)
+    stores.s3_client().create_bucket(Bucket=name)
     local = tmp_path_factory.mktemp("inputs")
     write_folders(local, 12, 32)
     for path in local.rglob("*.png"):
@@ -57,9 +50,9 @@ def run_job(job: str, inputs: str, output: str) -> None:
 
 @pytest.mark.parametrize("job", ["pack", "train", "predict"])
 def test_denied_write_stops_a_job_at_once(inputs, output, object_store, monkeypatch, caplog, job):
-    key = new_access_key(f"reader-{uuid.uuid4().hex}", *READ_ACTIONS)
+    key = stores.new_access_key(f"reader-{uuid.uuid4().hex}", *stores.READ_ACTIONS)
     began = time.monotonic()
-    with enforced(object_store), credentials(monkeypatch, **access_key_settings(key)):
+    with stores.enforced(object_store), stores.credentials(monkeypatch, **stores.access_key_settings(key)):
         denied = rf"^Cannot write {output}/.*: access denied; allow these credentials .*s3:PutObject"
         with pytest.raises(StorageError, match=denied):
             run_job(job, inputs, output)
@@ -75,7 +68,7 @@ def test_missing_credentials_stop_a_job_at_once(inputs, output, monkeypatch, cap
     with socket.create_server(("127.0.0.1", 0)) as silent:  # EC2's metadata service: accepts connections, never answers
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         missing = "no credentials were found; set AWS_PROFILE or AWS_ACCESS_KEY_ID"
-        with credentials(monkeypatch), pytest.raises(StorageError, match=missing):
+        with stores.credentials(monkeypatch), pytest.raises(StorageError, match=missing):
             run_job(job, inputs, output)
     assert time.monotonic() - began < 30
     assert [record for record in caplog.records if record.name.startswith("matting")] == []

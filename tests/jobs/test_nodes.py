@@ -199,6 +199,27 @@ def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster)
     assert_same_as_predictor(tmp_path / "out", trained, 150)
 
 
+SICK = """
+import sys
+from jobs import predict
+from tests.support.sickness import SickNodeWork
+predict.main(sys.argv[1:], SickNodeWork)
+"""
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster: Cluster, gpus: int) -> None:
+    trained = new_checkpoint(tmp_path / "trained", seed=0)
+    write_photos(tmp_path / "photos", 300)
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+    options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    subprocess.run([sys.executable, "-c", SICK, *options], check=True)
+    assert_accounted_for(tmp_path / "out", photo_keys(300))
+    assert_same_as_predictor(tmp_path / "out", trained, 300)
+
+
 ASK = """
 from jobs.common import cluster
 from jobs.prediction.precision import formats_by_node, formats_here

@@ -134,9 +134,10 @@ def test_damaged_table_of_mattes_costs_its_own_pairs(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"photo")
     uris = {"key": ["a", "a"], "image_uri": [f"{tmp_path}/a.jpg"] * 2}
     uris["matte_uri"] = [f"{tmp_path}/{name}.parquet" for name in ("cut", "good")]
-    (_, _, _, reason), (_, _, matte, nothing) = RawRows(pa.table(uris)).fetch()
-    assert "cut.parquet cannot be read as a table of mattes" in reason
-    assert (matte, nothing) == (b"matte", "")
+    (_, failure), (_, pair) = RawRows(pa.table(uris)).fetch()
+    assert "cut.parquet cannot be read as a table of mattes" in failure.reason
+    assert not failure.is_transient
+    assert pair == (b"photo", b"matte")
 
 
 def test_longer_side_is_shrunk(tmp_path: Path) -> None:
@@ -236,5 +237,6 @@ def test_pairs_that_storage_failed_on_are_packed_later(
         outage.setattr(store_proxy, "plan", repeat("throttle"))
         pack.main(command)
     assert sum(open_dataset(f"{tmp_path}/packed", PairOptions()).counts().values()) == 1
+    assert json.loads((tmp_path / "packed/_pairs.json").read_text())["transient"] == ["far"]
     pack.main(command)
     assert sum(open_dataset(f"{tmp_path}/packed", PairOptions()).counts().values()) == 2

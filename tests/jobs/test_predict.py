@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jobs.common.cluster import ClusterError
 from jobs.prediction.precision import formats_here
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
-from matting.results import pipeline
+from matting.results import outputs
 from tests.support import jobs
 from tests.support.predictions import (
     assert_accounted_for,
@@ -48,6 +49,25 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 
 def run_predict(trained: str, source: object, output: object, *options: str) -> None:
     predict.main([f"--checkpoint={trained}", f"--images={source}", f"--output={output}", *options])
+
+
+OWN_LINES = (
+    r"3 photos in /",
+    r"3 (new|left to do|done)$",
+    r"0 (skipped, handled before|failed)$",
+    r"Time went to ",
+    r"\d.* photos/s for .* Page: /",
+)
+
+
+@slow
+def test_few_photos_print_the_jobs_own_lines_only(trained: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    code, output = jobs.run("predict", *options)
+    assert code == 0, output
+    strange = [line for line in output.splitlines() if not any(re.match(rf" *{own}", line) for own in OWN_LINES)]
+    assert strange == []
 
 
 # What is due ----------------------------------------------------------------------------------------------------------
@@ -116,7 +136,7 @@ def test_page_names_missing_matte(trained: str, tmp_path: Path, sink: str) -> No
     if sink == "files":
         (output / f"alpha/{lost}.png").write_bytes(b"")
     else:
-        pipeline.remove(str(output), {lost: read_ledger(output)[lost]["outputs"]})
+        outputs.remove(str(output), {lost: read_ledger(output)[lost]["outputs"]})
     predict.main(command)
     page = (output / "report.html").read_text()
     assert page.count("made, and gone since: ") == 1

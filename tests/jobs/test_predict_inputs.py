@@ -13,14 +13,7 @@ from jobs import predict
 from matting.data import images
 from matting.data.synthetic import draw_person
 from matting.storage import store
-from tests.support.predictions import (
-    assert_accounted_for,
-    draw_photo,
-    new_checkpoint,
-    photo_keys,
-    read_ledger,
-    write_photos,
-)
+from tests.support import predictions
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
@@ -28,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of a small network's checkpoint."""
-    return new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
+    return predictions.new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
 
 
 def run_predict(trained: str, source: object, output: object, *options: str) -> None:
@@ -63,11 +56,13 @@ def test_keys_of_every_kind_have_outputs(trained: str, tmp_path: Path, bucket: s
     assert len(NAMES[-1]) == 500
     for number, name in enumerate(NAMES):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / name).write_bytes(draw_photo(number, 20 + number, 24))
-        store.write_bytes(f"{bucket}/photos/{name}", draw_photo(number, 20 + number, 24))
-    store.write_bytes(f"{bucket}/photos/{'m' * 496}.jpg", draw_photo(99))  # longer than a file's name may be
+        (tmp_path / "photos" / name).write_bytes(predictions.draw_photo(number, 20 + number, 24))
+        store.write_bytes(f"{bucket}/photos/{name}", predictions.draw_photo(number, 20 + number, 24))
+    store.write_bytes(
+        f"{bucket}/photos/{'m' * 496}.jpg", predictions.draw_photo(99)
+    )  # longer than a file's name may be
     run_predict(trained, tmp_path / "photos", tmp_path / "out")
-    assert_accounted_for(tmp_path / "out", set(NAMES))
+    predictions.assert_accounted_for(tmp_path / "out", set(NAMES))
     for number, name in enumerate(NAMES):
         assert images.image_size((tmp_path / f"out/alpha/{name}.png").read_bytes()) == (20 + number, 24)
     run_predict(trained, f"{bucket}/photos", f"{bucket}/out")
@@ -76,21 +71,22 @@ def test_keys_of_every_kind_have_outputs(trained: str, tmp_path: Path, bucket: s
     for name in NAMES:
         assert store.read_bytes(f"{bucket}/out/alpha/{name}.png") == (tmp_path / f"out/alpha/{name}.png").read_bytes()
     run_predict(trained, f"{bucket}/photos", tmp_path / "from-bucket")
-    assert_accounted_for(tmp_path / "from-bucket", keys)
+    predictions.assert_accounted_for(tmp_path / "from-bucket", keys)
 
 
 def test_keys_never_lead_out_of_the_output(trained: str, tmp_path: Path) -> None:
     keys = ["../../etc/x", "/etc/x", "a/./b", "a//b", "good.jpg", ".."]
-    table = pa.table({"key": keys, "image": pa.array([draw_photo(number) for number in range(len(keys))], pa.binary())})
+    table = pa.table(
+        {"key": keys, "image": pa.array([predictions.draw_photo(number) for number in range(len(keys))], pa.binary())}
+    )
     pq.write_table(table, tmp_path / "table.parquet")
     (tmp_path / "deep/er").mkdir(parents=True)
     run_predict(trained, tmp_path / "table.parquet", tmp_path / "deep/er/out", "--max-failed=1")
     found = {str(path.relative_to(tmp_path / "deep/er/out")) for path in (tmp_path / "deep/er/out").rglob("*.png")}
     assert found == {"alpha/good.jpg.png"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "table.parquet"]
-    assert {key for key, row in read_ledger(tmp_path / "deep/er/out").items() if row["status"] == "failed"} == {
-        *keys
-    } - {"good.jpg"}
+    rows = predictions.read_ledger(tmp_path / "deep/er/out")
+    assert {key for key, row in rows.items() if row["status"] == "failed"} == {*keys} - {"good.jpg"}
 
 
 # Photos ---------------------------------------------------------------------------------------------------------------
@@ -110,7 +106,7 @@ def bad_and_odd_files() -> dict[str, tuple[bytes, tuple[int, int] | str]]:
     exif[0x0112] = 6
     grey_16 = Image.fromarray(np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8))
     return {
-        "truncated.jpg": (draw_photo(0)[:-300], "truncated JPEG"),
+        "truncated.jpg": (predictions.draw_photo(0)[:-300], "truncated JPEG"),
         "truncated.png": (png[: len(png) // 2], "truncated PNG"),
         "zero.jpg": (b"", "empty file"),
         "page.jpg": (b"<!doctype html><title>404</title>", "not an image (HTML"),
@@ -133,9 +129,9 @@ def test_odd_files_are_handled_or_named(trained: str, tmp_path: Path, options: l
     (tmp_path / "photos").mkdir()
     for name, (data, _) in files.items():
         (tmp_path / "photos" / name).write_bytes(data)
-    write_photos(tmp_path / "photos", 20)
+    predictions.write_photos(tmp_path / "photos", 20)
     run_predict(trained, tmp_path / "photos", tmp_path / "out", "--max-failed=1", *options)
-    ledger = read_ledger(tmp_path / "out")
+    ledger = predictions.read_ledger(tmp_path / "out")
     assert len(ledger) == len(files) + 20
     for name, (_, expected) in files.items():
         if name == "wide.png" and "--format=webp" in options:
@@ -148,11 +144,11 @@ def test_odd_files_are_handled_or_named(trained: str, tmp_path: Path, options: l
             assert (row["status"], row["width"], row["height"]) == ("done", *expected), row
     assert {row["status"] for row in ledger.values()} == {"done"}
     if not options:
-        assert_accounted_for(tmp_path / "out", set(read_ledger(tmp_path / "out")))
+        predictions.assert_accounted_for(tmp_path / "out", set(predictions.read_ledger(tmp_path / "out")))
 
 
 def test_tables_give_the_same_mattes(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_photos(tmp_path / "photos", 20)
+    predictions.write_photos(tmp_path / "photos", 20)
     keys = [f"img_align_celeba/{number:06d}.jpg" for number in range(1, 21)]
     data = pa.array([(tmp_path / "photos" / key).read_bytes() for key in keys], pa.binary())
     pq.write_table(pa.table({"key": keys, "image": data}), tmp_path / "bytes.parquet", row_group_size=7)
@@ -162,7 +158,7 @@ def test_tables_give_the_same_mattes(trained: str, tmp_path: Path, capsys: pytes
         for _ in range(2):
             run_predict(trained, source, tmp_path / name)
         assert "Nothing left to do." in capsys.readouterr().out
-        assert_accounted_for(tmp_path / name, set(keys))
+        predictions.assert_accounted_for(tmp_path / name, set(keys))
         for key in keys:
             expected = (tmp_path / f"files/alpha/{key}.png").read_bytes()
             assert (tmp_path / name / f"alpha/{key}.png").read_bytes() == expected
@@ -173,7 +169,7 @@ def test_tables_give_the_same_mattes(trained: str, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("sink", ["files", "table"])
 def test_bucket_gives_the_same_as_a_folder(trained: str, tmp_path: Path, bucket: str, sink: str) -> None:
-    write_photos(tmp_path / "photos", 30)
+    predictions.write_photos(tmp_path / "photos", 30)
     for path in (tmp_path / "photos").rglob("*.jpg"):
         store.write_bytes(f"{bucket}/photos/{path.relative_to(tmp_path / 'photos')}", path.read_bytes())
     for file in store.list_files(trained):
@@ -197,6 +193,6 @@ def test_bucket_gives_the_same_as_a_folder(trained: str, tmp_path: Path, bucket:
 
 
 def test_fsspec_schemes_work(trained: str, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos", 5)
+    predictions.write_photos(tmp_path / "photos", 5)
     run_predict(trained, f"local://{tmp_path}/photos", f"local://{tmp_path}/out")
-    assert_accounted_for(tmp_path / "out", photo_keys(5))
+    predictions.assert_accounted_for(tmp_path / "out", predictions.photo_keys(5))

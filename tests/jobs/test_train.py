@@ -1,6 +1,7 @@
 """The training job: its run folder, runs that go on after a kill, and what it prints when something is wrong."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from matting.data.dataset import PairOptions, open_dataset
 from matting.data.pairs import PairsError
 from matting.data.photo_tables import PhotosError
 from matting.nn import checkpoint
-from matting.nn.trainer import Batch, Score, Trainer, TrainingConfig
+from matting.nn.trainer import Batch, Epoch, Score, Trainer, TrainingConfig
 from matting.nn.unet import UNet
 from matting.storage.errors import StorageError
 from tests.support import jobs
@@ -217,6 +218,41 @@ def test_a_lost_validation_pair_ends_the_run(tmp_path: Path) -> None:
     forgotten = open_dataset("synthetic", PairOptions(synthetic_pairs=60)).keys["val"][0]
     with pytest.raises(JobError, match=f"Validation missed 1 of .* not rejected: {forgotten}"):
         train.main([*SMALL, "--epochs=1", f"--output={tmp_path}", "--name=run"], Forgetful)
+
+
+def failing(counter: Path) -> type[Trainer]:
+    """Return a trainer that fails in its first epoch, unless two workers' failures were counted in the file before."""
+
+    class Failing(Trainer):
+        def train_epoch(self, *arguments: Any) -> Epoch:
+            failures = counter.read_text()
+            torch.distributed.barrier()
+            if torch.distributed.get_rank() == 0:
+                counter.write_text(f"{failures}x")
+            if failures != "xx":
+                raise ArithmeticError(f"broken at step {self.steps} of process {os.getpid()}")
+            return super().train_epoch(*arguments)
+
+    return Failing
+
+
+@slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_that_repeats_ends_the_run_the_third_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*SMALL, "--epochs=1", "--workers=2", f"--output={tmp_path}", "--name=run"]
+    counter = tmp_path / "counter"
+    counter.write_text("already three")
+    with pytest.raises(JobError, match=r"broken at step 0 .* failed so 3 times in the same epoch\. The same command"):
+        train.main(command, failing(counter))
+    assert counter.read_text() == "already threexxx"
+    again = "a worker failed; all begin again from the last checkpoint: broken at step 0"
+    assert capsys.readouterr().out.count(again) == 2
+
+    counter.write_text("")
+    train.main(command, failing(counter))
+    assert counter.read_text() == "xxx"
+    assert [row["epoch"] for row in epochs(tmp_path / "run")] == [1]
+    assert capsys.readouterr().out.count(again) == 2
 
 
 @slow

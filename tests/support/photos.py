@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from matting.data.photo_tables import ReadFailure
 from matting.data.photos import Photos, read_photos
 from matting.storage import store
 from matting.storage.uri import join_uri
@@ -35,6 +36,9 @@ def keys(photos: Photos) -> list[str]:
 
 
 def read_all(photos: Photos, ahead: int = 4) -> dict[str, bytes | str]:
-    """Read all photos of a collection, by key."""
+    """Read all photos of a collection: their bytes, or why they cannot be read, by key."""
     found = keys(photos)
-    return {found[index]: photo for index, photo in read_photos(photos.table, ahead)}
+    return {
+        found[index]: photo.reason if isinstance(photo, ReadFailure) else photo
+        for index, photo in read_photos(photos.table, ahead)
+    }

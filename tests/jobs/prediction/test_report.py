@@ -8,14 +8,15 @@ STAGES = ("fetch", "decode", "network", "refine", "encode", "write", "ledger")
 
 
 def row(key: str, confidence: float = 0.5, error: str | None = None, block: dict | None = None) -> dict:
-    return {"key": key, "error": error, "confidence": confidence, "block": block}
+    status = "done" if error is None else "failed"
+    return {"key": key, "status": status, "error": error, "confidence": confidence, "block": block}
 
 
 def test_summary_adds_blocks_up() -> None:
     summary = PredictionSummary(ray_seconds=2.0)
     for number in range(2):
         seconds = dict.fromkeys(STAGES, 1.0) | {"network": 4.0}
-        block = {"began": 100.0 + number, "ended": 104.0 + number, **seconds}
+        block = {"node": "n", "device": "CPU", "began": 100.0 + number, "ended": 104.0 + number, **seconds}
         summary.add([row(f"{number}/a", block=block), row(f"{number}/b"), row(f"{number}/c", error="empty file")])
     figures = summary.figures()
     assert (figures["done"], figures["failed"], figures["failures"]) == (4, 2, {"empty file": 2})
@@ -23,6 +24,28 @@ def test_summary_adds_blocks_up() -> None:
     assert figures["stage_seconds"] == {stage: 8.0 if stage == "network" else 2.0 for stage in STAGES}
     assert summary.shares().startswith("network 40 %, ")
     assert summary.in_words().startswith("4 done, 2 failed, 1.2 photos/s for 5 s")
+
+
+def test_causes_name_node_and_device() -> None:
+    summary = PredictionSummary()
+    for node, failures in (("n1", 3), ("n2", 1)):
+        block = {"node": node, "device": "CPU", "began": 1.0, "ended": 2.0, **dict.fromkeys(STAGES, 1.0)}
+        keys = [f"{node}/{number}" for number in range(failures)]
+        first, *others = [
+            {
+                **row(key, error=f"ValueError: of {key}"),
+                "status": "transient",
+                "block": block if key == keys[0] else None,
+            }
+            for key in keys
+        ]
+        summary.add([first, *others])
+    assert summary.causes() == [
+        "3 on CPU of node n1: ValueError: of n1/0",
+        "1 on CPU of node n2: ValueError: of n2/0",
+    ]
+    assert (summary.total, summary.unsuccessful, summary.reasons.total()) == (4, 4, 0)
+    assert summary.figures()["transient_failures"] == {"ValueError": 4}
 
 
 def test_summary_keeps_few_photos() -> None:

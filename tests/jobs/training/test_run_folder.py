@@ -6,8 +6,14 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from jobs.common.config import ConfigError
-from jobs.training.run_folder import RunFolder
+from jobs.training.run_folder import RunFolder, encode_history, encode_rejected, encode_scores
 from matting.nn.trainer import Score
+from matting.storage import store
+
+
+def write_files(folder: RunFolder, files: dict[str, bytes]) -> None:
+    for path, data in files.items():
+        store.write_bytes(f"{folder.uri}/{path}", data)
 
 
 @pytest.fixture
@@ -30,13 +36,13 @@ def test_an_empty_folder_has_no_progress(folder: RunFolder) -> None:
 
 def test_history_ends_at_the_given_step(folder: RunFolder) -> None:
     rows = [{"step": step, "epoch": 1, "time": 1.0, "train_loss": 0.5} for step in (25, 50, 75)]
-    folder.write_history(rows, 1)
+    write_files(folder, encode_history(rows, 1))
     assert folder.history(50) == rows[:2]
 
 
 def test_tensorboard_reads_the_events_of_an_epoch(folder: RunFolder) -> None:
     rows = [{"step": step, "epoch": step, "time": 1.0, "val_mad": step / 2} for step in (1, 2)]
-    folder.write_history(rows, 2)
+    write_files(folder, encode_history(rows, 2))
     (file,) = Path(folder.uri, "events").iterdir()
     found = [
         (event.step, value.tag, value.tensor.float_val[0])
@@ -48,7 +54,7 @@ def test_tensorboard_reads_the_events_of_an_epoch(folder: RunFolder) -> None:
 
 def test_scores_and_rejections_come_back(folder: RunFolder) -> None:
     scores = [Score("a.png", 1.0, 2.0, 0.5), Score("b.png", 3.0, 4.0, 0.25)]
-    folder.write_scores(scores)
-    folder.write_rejected({"c.png": "empty file"})
+    write_files(folder, encode_scores(scores))
+    write_files(folder, encode_rejected({"c.png": "empty file"}))
     assert folder.scores() == scores
     assert folder.rejected() == {"c.png": "empty file"}

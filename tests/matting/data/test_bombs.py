@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from matting.data import images, photo_tables, photos, shards
-from matting.data.photo_tables import PhotosError
+from matting.data.photo_tables import PhotosError, ReadFailure
 from matting.data.shards import ShardError
 from tests.support.paths import ROOT
 
@@ -148,6 +148,7 @@ def test_oversized_photo_is_not_fetched(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(10**12)  # a sparse file: no disk could hold a full one
     found = photos.find_photos(str(tmp_path))
-    ((_, reason),) = photos.read_photos(found.table, ahead=1)
-    assert isinstance(reason, str)
-    assert "1,000,000,000,000 bytes, more than the limit of 640,000,000" in reason
+    ((_, failure),) = photos.read_photos(found.table, ahead=1)
+    assert isinstance(failure, ReadFailure)
+    assert "1,000,000,000,000 bytes, more than the limit of 640,000,000" in failure.reason
+    assert not failure.is_transient

@@ -11,6 +11,7 @@ from matting.data.photo_tables import PhotosError
 from matting.data.photos import find_photos, read_photos
 from matting.storage import store
 from tests.support.photos import keys, read_all, write_keys, write_table
+from tests.support.stores import s3_client, split_s3
 
 
 def uris(photos) -> list[str]:
@@ -85,6 +86,34 @@ def test_folder_named_like_a_table_may_hold_photos(root):
     assert keys(find_photos(f"{root}/photos.parquet")) == ["a.jpg"]
 
 
+def presigned(bucket: str, name: str, seconds: int) -> str:
+    """Return a URL of an object that is valid for so many seconds."""
+    place = dict(zip(("Bucket", "Key"), split_s3(f"{bucket}/{name}"), strict=True))
+    url: str = s3_client().generate_presigned_url("get_object", place, ExpiresIn=seconds)
+    assert "Signature=" in url
+    return url
+
+
+def test_presigned_url_is_the_same_photo_when_it_is_renewed(bucket, folder):
+    write_keys(bucket, "a.jpg", "b.jpg")
+    collections = []
+    for seconds in (600, 700):
+        signed = [presigned(bucket, name, seconds) for name in ("a.jpg", "b.jpg", "gone.jpg")]
+        repeated = presigned(bucket, "a.jpg", seconds + 1)
+        collections.append(find_photos(write_table(f"{folder}/list.csv", {"url": [*signed, repeated]})))
+    place = signed[0].partition("://")[2].partition("a.jpg")[0]
+    for photos in collections:
+        answers = read_all(photos)
+        gone = answers.pop(f"{place}gone.jpg")
+        assert answers == {f"{place}a.jpg": b"a.jpg", f"{place}b.jpg": b"b.jpg"}
+        assert "gone.jpg" in str(gone)
+        assert "Signature" not in str(gone)
+        assert "Credential" not in str(gone)
+    first, renewed = (photos.table.drop_columns(["uri"]) for photos in collections)
+    assert first == renewed
+    assert 0 not in first["size"].to_pylist()[:2]
+
+
 def test_unreadable_rows_are_listed_and_fail_alone(root):
     write_keys(root, "a.jpg", "folder/b.jpg")
     columns = {
@@ -105,8 +134,9 @@ def test_unreadable_rows_are_listed_and_fail_alone(root):
 
 def test_reason_is_one_line(folder):
     photos = find_photos(write_table(f"{folder}/list.parquet", {"image": ["line\nbreak.jpg"]}))
-    ((_, reason),) = read_photos(photos.table, 1)
-    assert reason == f"Cannot read {folder}/line break.jpg: it does not exist; correct the URI."
+    ((_, failure),) = read_photos(photos.table, 1)
+    assert not failure.is_transient
+    assert failure.reason == f"Cannot read {folder}/line break.jpg: it does not exist; correct the URI."
 
 
 def test_repeated_key_is_one_photo_or_an_error(folder):

@@ -45,6 +45,15 @@ def test_every_file_with_an_image_suffix_is_a_photo(root):
     assert read_all(photos) == {name: name.encode() for name in names}
 
 
+def test_listed_photo_takes_one_request(bucket, store_proxy):
+    names = [f"{number}.jpg" for number in range(5)]
+    write_keys(bucket, *names)
+    photos = find_photos(bucket)
+    before = store_proxy.requests
+    assert read_all(photos) == {name: name.encode() for name in names}
+    assert store_proxy.requests - before == len(names)
+
+
 def test_macos_metadata_files_are_ignored(folder):
     write_keys(folder, "a.jpg", "._a.jpg", "x/._a.jpg", "x/b.jpg", "x/._b.jpg", "x/._._b.jpg", "._.jpg")
     photos = find_photos(folder)

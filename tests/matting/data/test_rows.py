@@ -77,7 +77,7 @@ def test_raw_pairs_are_fetched_a_fixed_number_ahead(gated: type[GatedFileSystem]
     gated.begun = 0
     gated.gate.set()
     with closing(rows.fetch()) as fetching:
-        assert next(fetching) == ("000", b"photo", b"matte", "")
+        assert next(fetching) == ("000", (b"photo", b"matte"))
     assert gated.begun <= 2 * (FETCHES + 1)
 
 

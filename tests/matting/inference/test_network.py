@@ -56,6 +56,28 @@ def test_small_alphas_are_rounded_network_outputs() -> None:
     assert found.max() > 225
 
 
+def test_full_device_gets_half_the_micro_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = checkpoint_of_eight_people(UNetConfig(width=4), SIZE, steps=1, learning_rate=1e-2)
+    network = Network(trained, number_format="fp32", micro_batch=4)
+    forward, sizes, fits = network._forward, [], 2
+
+    def forward_if_it_fits(image_BCHW: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(image_BCHW))
+        if len(image_BCHW) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(image_BCHW)
+
+    squashed = squashed_people(5)
+    expected = network.small_alphas(squashed)
+    monkeypatch.setattr(network, "_forward", forward_if_it_fits)
+    np.testing.assert_array_equal(network.small_alphas(squashed), expected)
+    assert sizes == [4, 2, 2, 2]
+    fits = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        network.small_alphas(squashed)
+    assert sizes == [4, 2, 2, 2, 4, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     # above_2: fraction of pixels that differ by more than 2/255. at_most: largest difference, in steps of 1/255.

@@ -1,5 +1,6 @@
 """The pipeline: outputs, ledger rows and tables of a block of photos, without a cluster."""
 
+import errno
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from jobs.bench.workload import untrained_unet
@@ -16,14 +18,16 @@ from matting.data import images
 from matting.data.mattes import read_matte
 from matting.data.photos import find_photos
 from matting.data.synthetic import draw_person
+from matting.inference.device_errors import DeviceError
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor
 from matting.inference.refine import cutout
 from matting.nn.checkpoint import Checkpoint
 from matting.nn.unet import UNetConfig
-from matting.results import ledger, pipeline
+from matting.results import ledger, outputs
 from matting.results.pipeline import PhotoPipeline, PredictionSettings
 from matting.storage import store
+from matting.storage.local import LocalBackend
 
 SIZES = {"a.jpg": (40, 50), "b/a.jpg": (64, 30), "b/c.png": (1, 1), "d.png": (33, 90), "e.jpg": (8, 8)}
 
@@ -173,11 +177,68 @@ def test_bad_photo_is_a_row_with_its_reason(predictor: Predictor, photos: Path, 
     assert {key for key, row in rows.items() if row["status"] == "done"} == SIZES.keys() - {"a.jpg"}
 
 
+def test_photo_is_due_again_unless_it_is_the_cause(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {
+        "a.jpg": PermissionError(errno.EACCES, "denied"),
+        "b/a.jpg": FileNotFoundError(errno.ENOENT, "gone"),
+        "d.png": OSError(errno.EIO, "broken disk"),
+    }
+    open_file = LocalBackend.open_file
+
+    def refuse(backend: LocalBackend, path: str) -> Any:
+        if error := errors.get(path.removeprefix(f"{photos}/")):
+            raise error
+        return open_file(backend, path)
+
+    monkeypatch.setattr(LocalBackend, "open_file", refuse)
+    refined = predictor.enlarge
+
+    def fail_on_one(small: Any, images_HWC: Any, sizes: Any) -> Any:
+        if (1, 1) in sizes:
+            raise ValueError("unforeseen")
+        return refined(small, images_HWC, sizes)
+
+    monkeypatch.setattr(predictor, "enlarge", fail_on_one)
+    rows = handle(predictor, settings(), photos, tmp_path / "out")
+    statuses = {key: row["status"] for key, row in rows.items()}
+    assert statuses == {
+        "a.jpg": "transient",
+        "b/a.jpg": "failed",
+        "b/c.png": "transient",
+        "d.png": "transient",
+        "e.jpg": "done",
+    }
+    assert rows["b/c.png"]["error"] == "ValueError: unforeseen"
+    assert rows["a.jpg"]["outputs"] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        torch.OutOfMemoryError("out of memory"),
+    ],
+)
+def test_broken_device_ends_the_block_without_rows(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(predictor, "predict_small", fail)
+    with pytest.raises(DeviceError, match=str(error)):
+        handle(predictor, settings(), photos, tmp_path / "out")
+    assert len(ledger.read(str(tmp_path / "out"))) == 0
+
+
 @pytest.mark.parametrize("kind", ["alpha", "cutout"])
-def test_unwritable_output_fails_one_photo(predictor: Predictor, photos: Path, tmp_path: Path, kind: str) -> None:
+def test_unwritable_output_is_due_again(predictor: Predictor, photos: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / f"out/{kind}/b/c.png.png").mkdir(parents=True)  # a folder where an output should go
     rows = handle(predictor, settings(), photos, tmp_path / "out")
-    assert {key for key, row in rows.items() if row["status"] == "failed"} == {"b/c.png"}
+    assert {key: row["status"] for key, row in rows.items() if row["status"] != "done"} == {"b/c.png": "transient"}
     assert rows["b/c.png"]["error"].startswith("cannot be written: ")
     assert files(tmp_path / "out") == {path for row in rows.values() for path in row["outputs"]}
 
@@ -198,7 +259,7 @@ def test_remove_deletes_listed_outputs_only(predictor: Predictor, photos: Path, 
     rows = handle(predictor, settings(sink=sink), photos, tmp_path)
     gone = {key: rows[key]["outputs"] for key in ("a.jpg", "d.png")}
     for _ in range(2):  # the second time nothing is there
-        pipeline.remove(str(tmp_path), gone)
+        outputs.remove(str(tmp_path), gone)
     kept = SIZES.keys() - gone.keys()
     if sink == "files":
         left = {file.key for file in store.list_files(str(tmp_path)) if file.key.startswith(("alpha", "cutout"))}

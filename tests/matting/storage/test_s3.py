@@ -50,6 +50,25 @@ def test_small_object_is_sent_in_one_request(bucket):
     assert file.etag == hashlib.md5(b"content").hexdigest()  # the ETag of a multipart upload ends in "-1"
 
 
+def test_object_is_read_by_one_request(bucket, store_proxy):
+    uri = f"{bucket}/a.jpg"
+    for content in (b"12345", b""):
+        store.write_bytes(uri, content)
+        before = store_proxy.requests
+        assert store.read_bytes(uri, 5) == content
+        assert store_proxy.requests - before == 1
+
+
+def test_too_large_object_is_not_fetched(bucket, store_proxy):
+    uri = f"{bucket}/a.jpg"
+    store.write_bytes(uri, bytes(5))
+    before = store_proxy.requests
+    with pytest.raises(StorageError, match="it has 5 bytes, more than the limit of 4"):
+        store.read_bytes(uri, 4)
+    assert store_proxy.requests - before == 1
+    assert store.read_bytes(uri) == bytes(5)
+
+
 @pytest.mark.usefixtures("object_store")
 def test_region_is_the_bucket_s():
     name = f"bucket-{uuid.uuid4().hex}"
@@ -235,8 +254,11 @@ def test_unknown_credentials_are_named(bucket, object_store):
     with enforced(object_store):
         with pytest.raises(StorageError, match="the store does not know these credentials; check AWS_ACCESS_KEY_ID"):
             store.list_files(bucket)
-        for call in (store.read_bytes, store.exists):
-            with pytest.raises(StorageError, match="access denied; allow these credentials"):
+        for call, advice in (
+            (store.read_bytes, "the store does not know these credentials"),
+            (store.exists, "access denied; allow these credentials"),  # the answer to a HEAD has no body
+        ):
+            with pytest.raises(StorageError, match=advice):
                 call(f"{bucket}/a.jpg")
         with pytest.raises(StorageError, match=r"Cannot write .*the store does not know these credentials"):
             store.check_writable(bucket)

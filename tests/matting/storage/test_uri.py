@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from matting.storage.errors import StorageError
-from matting.storage.uri import absolute_uri, absolute_uris, default_key, is_local, join_uri, resolve_uri, split_uri
+from matting.storage.uri import (
+    absolute_uri,
+    absolute_uris,
+    default_key,
+    is_local,
+    join_uri,
+    redact_signatures,
+    resolve_uri,
+    split_uri,
+    unsigned_uri,
+)
 
 
 def test_scheme_is_split_off_in_lower_case():
@@ -60,3 +70,26 @@ def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch):
 def test_passwords_are_refused():
     with pytest.raises(StorageError, match=r"sftp://…@host/photos has a password in it"):
         split_uri("sftp://user:hunter2@host/photos")
+
+
+S3_SIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F20260101&X-Amz-Expires=600&X-Amz-Signature=abc"
+AZURE_SIGNED = "sv=2024-11-04&se=2026-12-01T00%3A00Z&sr=b&sp=r&sig=abc%3D"
+
+
+@pytest.mark.parametrize(
+    ("uri", "unsigned"),
+    [
+        (f"https://b.s3.amazonaws.com/my photo.jpg?{S3_SIGNED}", "https://b.s3.amazonaws.com/my photo.jpg"),
+        (f"https://host/1.jpg?versionId=7&{S3_SIGNED}", "https://host/1.jpg?versionId=7"),
+        (f"HTTPS://a.blob.core.windows.net/c/1.jpg?{AZURE_SIGNED}", "HTTPS://a.blob.core.windows.net/c/1.jpg"),
+        ("https://cdn/1.jpg?Expires=1&Signature=abc&Key-Pair-Id=K", "https://cdn/1.jpg"),
+        ("https://host/get?id=3&sr=b", "https://host/get?id=3&sr=b"),
+        ("https://host/1.jpg", "https://host/1.jpg"),
+        ("s3://bucket/1.jpg?sig=x", "s3://bucket/1.jpg?sig=x"),
+        ("/disk/1.jpg?sig=x", "/disk/1.jpg?sig=x"),
+    ],
+)
+def test_presigned_urls_lose_their_signature_alone(uri, unsigned):
+    assert unsigned_uri(uri) == unsigned
+    assert default_key("", uri) == unsigned.rpartition("://")[2].lstrip("/")
+    assert redact_signatures(f"before '{uri}', after") == f"before '{unsigned}', after"

@@ -1,0 +1,124 @@
+"""Rounds of a prediction: Ray tasks over all blocks, then over those that were given back, on the nodes that are left.
+
+blocks -> tasks -> rows of `RESULT_SCHEMA`, block by block; blocks of broken devices -> the next round
+"""
+
+from collections.abc import Generator, Iterable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from jobs.common import cluster
+from jobs.common.cluster import Resources
+from jobs.prediction.blocks import RETURNED, PredictionWork
+from jobs.prediction.coordinator import BrokenDevice, excluded_nodes, start_coordinator
+from jobs.prediction.handler import RunActors, handle_block
+from jobs.prediction.networks import start_gpu_networks
+from matting.messages import first_few
+
+CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
+
+
+class NoDeviceLeftError(Exception):
+    """No node is left whose devices work. The message names the broken ones and their errors."""
+
+
+def tasks_at_a_time(found: Resources, workers: int | None) -> int:
+    """Return the number of tasks at a time: one for each core, or more where tasks wait for GPUs."""
+    return workers or max(1, int(found.cores / cpus_of_a_task(found)))
+
+
+def cpus_of_a_task(found: Resources) -> float:
+    """Return the number of CPUs that Ray reserves for a task."""
+    return CPUS_BESIDE_GPU if found.gpus else 1
+
+
+def handle_in_rounds(
+    work: PredictionWork, blocks: list[pa.Table], found: Resources, workers: int | None, photo_seconds: float
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Handle all blocks, and yield the rows of each.
+
+    Args:
+        work: The tasks' assignment.
+        blocks: Blocks in the order of their numbers, from 0.
+        found: The cluster.
+        workers: Number of tasks at a time; None for one on each core.
+        photo_seconds: Time after which a photo that comes no further is given up, in seconds.
+
+    Raises:
+        NoDeviceLeftError: All devices are broken.
+        RayError, StorageError, CheckpointError, UnsupportedFormatError: A block could not be handled.
+    """
+    coordinator = start_coordinator()
+    left, broken = list(range(len(blocks))), list[BrokenDevice]()
+    while left:
+        returned: list[int] = []
+        selector = not_on(excluded_nodes(broken))
+        networks = start_gpu_networks(work, count_gpus(found, broken), coordinator, selector)
+        dataset: ray.data.Dataset = ray.data.from_arrow([blocks[number] for number in left])
+        context = dataset.context
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.raise_original_map_exception = True
+        options: dict[str, Any] = {"label_selector": selector} if selector else {}
+        # Nodes may join another's cluster later; without a limit, tasks run on them too.
+        size = tasks_at_a_time(found, workers) if workers or found.is_own else None
+        dataset = dataset.map_batches(
+            partial(handle_block, work=work, actors=RunActors(coordinator, networks), photo_seconds=photo_seconds),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=size),
+            num_cpus=cpus_of_a_task(found),
+            **options,
+        )
+        batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        for batch in batches:
+            rows = batch.to_pylist()
+            given_back = [row for row in rows if row["status"] == RETURNED]
+            for row in given_back:
+                reason = row["error"]
+                returned.append(row["block"]["number"])
+                coordinator.forget.remote(row["block"]["number"])
+                require_a_device(ray.get(coordinator.broken.remote()), found)
+            if len(given_back) < len(rows):
+                yield [row for row in rows if row["status"] != RETURNED]
+        for network in networks:
+            ray.kill(network)
+        before, broken = broken, ray.get(coordinator.broken.remote())
+        for device in broken[len(before) :]:
+            print(f"Broken: {device}. Its photos are handled elsewhere.", flush=True)
+        if returned and len(broken) == len(before):
+            raise NoDeviceLeftError(f"{len(returned):,} blocks came back, though no device is broken: {reason}.")
+        left = sorted(returned)
+
+
+def not_on(nodes: list[str]) -> dict[str, str] | None:
+    """Return the label selector of all nodes but these; None for all nodes."""
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
+
+
+def usable_nodes(broken: list[BrokenDevice], found: Resources) -> list[dict[str, Any]]:
+    """Return Ray's descriptions of the nodes that may run the network."""
+    kind, excluded = "GPU" if found.gpus else "CPU", excluded_nodes(broken)
+    nodes = [node for node in cluster.alive_nodes() if node["NodeID"] not in excluded]
+    return [node for node in nodes if node["Resources"].get(kind, 0) > 0]
+
+
+def count_gpus(found: Resources, broken: list[BrokenDevice]) -> int:
+    """Return the number of GPUs on nodes that may be used."""
+    if not found.gpus or not broken:
+        return found.gpus
+    return int(sum(node["Resources"]["GPU"] for node in usable_nodes(broken, found)))
+
+
+def require_a_device(broken: list[BrokenDevice], found: Resources) -> None:
+    """Check that a node is left.
+
+    Raises:
+        NoDeviceLeftError: There is none.
+    """
+    if not usable_nodes(broken, found):
+        reports = first_few(list(dict.fromkeys(map(str, broken))))
+        raise NoDeviceLeftError(f"No node is left whose devices work. {reports}. Repair or replace them.")
