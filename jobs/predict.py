@@ -13,10 +13,11 @@ blocks that it was working on; the next run does what is left. A run without due
 and report.html stay those of the last run that had some.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -24,15 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.common import cluster, config, telemetry
-from jobs.common.cli import JobError, run_job
+from jobs.common import config, telemetry, visibility
+from jobs.common.cli import JobError, command_line, run_job
+from jobs.common.cluster import ClusterError, Resources
 from jobs.common.console import Console
+from jobs.common.output_options import LeaseOptions
 from jobs.prediction.blocks import PredictionWork, cut_into_blocks
+from jobs.prediction.devices import DeviceOption, start_prediction_cluster
+from jobs.prediction.plan import print_plan
 from jobs.prediction.precision import PrecisionOption, UnsupportedFormatError, decide_precision, require_precision
+from jobs.prediction.prune import check_prune, remove_outputs
 from jobs.prediction.report import (
     PredictionSummary,
     failure_kind,
-    format_duration,
     has_page,
     last_run,
     summary_of_ledger,
@@ -46,24 +51,17 @@ from matting.messages import first_few
 from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.precision import NumberFormat
-from matting.results import ledger, outputs
+from matting.results import ledger
 from matting.results.pipeline import CutoutFormat, PredictionSettings, Sink, Stage
-from matting.storage import store
+from matting.storage import lease, store
 from matting.storage.errors import StorageError
 from matting.storage.uri import absolute_uri
 
-STATE_LABELS = {
-    "new": "new",
-    "changed": "changed since they were predicted",
-    "outdated": "made with another checkpoint or other settings",
-    "transient": "failed when last tried, for a reason outside the photo",
-    "failed": "failed before, unchanged (--retry-failed tries them again)",
-    "done": "done",
-}
+ACTIONABLE = (StorageError, CheckpointError, ClusterError, UnsupportedFormatError)  # of tasks; their messages suffice
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(LeaseOptions):
     """Predict a matte for every photo of a collection.
 
     Args:
@@ -84,7 +82,10 @@ class PredictConfig:
             failures fail the job.
         photo_timeout: Time after which a photo that comes no further has failed, in seconds.
         prune: Remove the outputs of photos that are no longer in the collection.
+        max_pruned: Fraction of the ledger's photos, in [0, 1], above which --prune removes nothing and the job ends
+            with exit code 2, as when --images names the wrong folder.
         workers: Number of tasks at a time; by default one for each core of the cluster.
+        device: Devices of the network; "auto" takes GPUs if the cluster has any.
     """
 
     checkpoint: str
@@ -101,7 +102,9 @@ class PredictConfig:
     max_failed: float = 0.01
     photo_timeout: float = 120.0
     prune: bool = False
+    max_pruned: float = 0.1
     workers: int | None = None
+    device: DeviceOption = "auto"
 
     def __post_init__(self) -> None:
         if not self.write_kinds or set(self.write_kinds) - {"alpha", "cutout"}:
@@ -114,6 +117,8 @@ class PredictConfig:
             raise ValueError(f"--photo-timeout must be more than 0, is {self.photo_timeout:g}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max-failed is a fraction from 0 to 1, is {self.max_failed}")
+        if not 0 <= self.max_pruned <= 1:
+            raise ValueError(f"--max-pruned is a fraction from 0 to 1, is {self.max_pruned}")
 
     @property
     def write_kinds(self) -> tuple[Any, ...]:
@@ -127,7 +132,11 @@ class PredictConfig:
         )
 
 
-def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork) -> None:
+def main(
+    argv: Sequence[str],
+    work_class: type[PredictionWork] = PredictionWork,
+    lease_seconds: float = lease.LEASE_SECONDS,
+) -> None:
     """Plan, predict the due photos, and leave ledger, summary and page."""
     began = datetime.now(UTC)
     options = config.parse(PredictConfig, argv)
@@ -135,7 +144,7 @@ def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork)
         absolute_uri(uri).rstrip("/") for uri in (options.checkpoint, options.images, options.output)
     )
     model = checkpoint.load(checkpoint_uri).identity
-    settings = options.settings(decide_precision(options.precision))
+    settings = options.settings(decide_precision(options.precision, options.device))
     photos = find_photos(source, output)
     known = ledger.read(output)
     plan = ledger.plan(photos.table, known, model, str(settings), options.retry_failed)
@@ -144,20 +153,55 @@ def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork)
     if options.plan:
         return
 
-    store.check_writable(output)
     pruned = plan.deleted if options.prune else pa.chunked_array([], pa.string())
-    remove_outputs(output, known, pruned)
-    work = work_class(checkpoint_uri, model, output, settings, ledger.new_run_name(datetime.now(UTC)))
+    check_prune(pruned, len(known), options.max_pruned)
+    store.check_writable(output)
+    group = hashlib.sha256(f"{model} {settings}".encode()).hexdigest()  # runs that write the same may do so together
+    with lease.hold(output, command_line(), group, options.take_over, lease_seconds) as fence:
+        remove_outputs(output, known, pruned)
+        due = with_earlier_outputs(due, known)
+        del known
+        pa.default_memory_pool().release_unused()  # reading leaves several times the size of what is still needed
+        run = ledger.new_run_name(datetime.now(UTC))
+        work = work_class(checkpoint_uri, model, output, settings, run, fence)
+        carry_out(options, work, source, photos, due, pruned, began)
+
+
+def carry_out(
+    options: PredictConfig,
+    work: PredictionWork,
+    source: str,
+    photos: Photos,
+    due: pa.Table,
+    pruned: pa.ChunkedArray,
+    began: datetime,
+) -> None:
+    """Predict the due photos, and leave ledger, summary and page.
+
+    Args:
+        options: Options of the job.
+        work: The tasks' assignment.
+        source: URI of the collection.
+        photos: The collection.
+        due: Photos to handle, with columns of `photos.PHOTO_SCHEMA` and outputs.
+        pruned: Keys of the photos whose outputs were removed.
+        began: Time at which the job began.
+    """
+    output = work.output
     if not len(due):
         write_missing_page(work, source, ledger.compact(output, pruned), photos)
         store.remove_partials(output, began)
         print("Nothing left to do.")
         return
-    due = with_earlier_outputs(due, known)
-    del known
-    pa.default_memory_pool().release_unused()  # reading leaves several times the size of what is still needed
-    summary = predict(work, due, options)
+    found = start_prediction_cluster(options.device, options.workers)
+    if not found.is_own:
+        require_precision(work.settings.precision, options.device)
+    inputs = (work.checkpoint, source, *photos.table["uri"].slice(0, 1).to_pylist())
+    with visibility.prove(found.is_own, output, inputs) as token:
+        summary = predict(replace(work, token=token), due, options, found)
 
+    if work.fence:
+        work.fence.check()
     merged = ledger.compact(output, pruned)
     pa.default_memory_pool().release_unused()
     store.remove_partials(output, began)
@@ -170,42 +214,6 @@ def main(argv: Sequence[str], work_class: type[PredictionWork] = PredictionWork)
             f"{options.max_failed:g} allows. The ledger names them all, with their reasons: "
             f"{first_few([f'{key}: {why}' for key, why in summary.failed])}"
         )
-
-
-# Plan -----------------------------------------------------------------------------------------------------------------
-
-
-def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, rate: float | None, prunes: bool) -> None:
-    """Print how many photos there are, are done and are left.
-
-    Args:
-        source: URI of the collection.
-        photos: The collection.
-        plan: State of its photos.
-        due: Photos to handle in this run.
-        rate: Throughput of the last run, in photos per second; None if unknown.
-        prunes: Whether this run removes the outputs of deleted photos.
-    """
-    others = f" ({len(photos.ignored):,} other files: {first_few(list(photos.ignored))})" if photos.ignored else ""
-    print(f"{len(photos.table):>11,} photos in {source}{others}")
-    for state, count in plan.counts.items():
-        if count:
-            print(f"{count:>11,} {STATE_LABELS[state]}")
-    if len(plan.deleted):
-        outcome = "are removed" if prunes else "stay; --prune removes them"
-        print(f"{len(plan.deleted):>11,} deleted from the collection; their outputs {outcome}")
-    limit = f", of which {len(due):,} in this run" if len(due) < len(plan.due) else ""
-    estimate = (
-        f", about {format_duration(len(due) / rate)} at the last run's {rate:.1f} photos/s" if rate and len(due) else ""
-    )
-    print(f"{len(plan.due):>11,} left to do{limit}{estimate}", flush=True)
-
-
-def remove_outputs(output: str, known: pa.Table, keys: pa.ChunkedArray) -> None:
-    """Remove the outputs of these photos, as the ledger lists them."""
-    if len(keys):
-        rows = known.filter(pc.is_in(known["key"], keys.combine_chunks()))
-        outputs.remove(output, dict(zip(rows["key"].to_pylist(), rows["outputs"].to_pylist(), strict=True)))
 
 
 def write_missing_page(work: PredictionWork, source: str, merged: pa.Table, photos: Photos) -> None:
@@ -223,21 +231,19 @@ def with_earlier_outputs(due: pa.Table, known: pa.Table) -> pa.Table:
 # Predict --------------------------------------------------------------------------------------------------------------
 
 
-def predict(work: PredictionWork, due: pa.Table, options: PredictConfig) -> PredictionSummary:
+def predict(work: PredictionWork, due: pa.Table, options: PredictConfig, found: Resources) -> PredictionSummary:
     """Handle every due photo.
 
     Args:
         work: The tasks' assignment.
         due: Photos, with columns of `photos.PHOTO_SCHEMA` and outputs.
         options: Options of the run.
+        found: The cluster.
 
     Raises:
-        ClusterError: The cluster is too small, or a node cannot compute the number format.
+        ClusterError: A node that has joined meanwhile does not see the job's files.
         JobError: A block could not be handled, or too many photos fail; the message says how far the run came.
     """
-    found = cluster.start(cpus=options.workers or 1, reading=0, gpus=0, what="Predicting tasks")
-    if not found.is_own:
-        require_precision(work.settings.precision)
     summary = PredictionSummary(ray_seconds=found.seconds)
     blocks = list(cut_into_blocks(due, tasks_at_a_time(found, options.workers)))
     with (
@@ -251,8 +257,9 @@ def predict(work: PredictionWork, due: pa.Table, options: PredictConfig) -> Pred
                 publish(work.run, rows)
                 progress.update(len(rows))
                 stop_if_sick(summary, len(due), options.max_failed)
-        except (RayError, StorageError, CheckpointError, UnsupportedFormatError, NoDeviceLeftError) as error:
-            raise JobError(
+        except (RayError, NoDeviceLeftError, *ACTIONABLE) as error:
+            kind = ClusterError if isinstance(error, ClusterError) else JobError
+            raise kind(
                 f"stopped after {summary.total:,} of {len(due):,} photos; what is done stays done, run again. "
                 f"{reason_of(error)}"
             ) from error
@@ -280,7 +287,7 @@ def stop_if_sick(summary: PredictionSummary, due: int, max_failed: float) -> Non
 
 def reason_of(error: Exception) -> str:
     """Return an error's message, without the task's traceback if it is an error that a user can act on."""
-    if isinstance(error, RayTaskError) and isinstance(error, StorageError | CheckpointError | UnsupportedFormatError):
+    if isinstance(error, RayTaskError) and isinstance(error, ACTIONABLE):
         return str(error.cause).splitlines()[0]
     return str(error)
 

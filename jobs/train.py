@@ -26,10 +26,12 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from jobs.common import cluster, config
+from jobs.common import cluster, config, visibility
 from jobs.common.cli import JobError, command_line, run_job
+from jobs.common.cluster import Resources
 from jobs.common.config import ConfigError
 from jobs.common.console import SharedConsole
+from jobs.common.devices import require_gpus
 from jobs.common.mailbox import Mailbox
 from jobs.training.config import TrainConfig, presets
 from jobs.training.data import TrainingData, build_datasets, open_training_data
@@ -42,7 +44,7 @@ from jobs.training.streams import WorkerShards
 from jobs.training.worker import Assignment, train_worker
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.trainer import Trainer
-from matting.storage import store
+from matting.storage import lease, store
 from matting.storage.errors import StorageError
 from matting.storage.uri import absolute_uri, join_uri
 
@@ -52,7 +54,9 @@ RESIZE_SECONDS = 60.0  # seconds between two checks for room for more workers; a
 ELASTIC_CPUS = 1.01
 
 
-def main(argv: Sequence[str], trainer_class: type[Trainer] = Trainer) -> None:
+def main(
+    argv: Sequence[str], trainer_class: type[Trainer] = Trainer, lease_seconds: float = lease.LEASE_SECONDS
+) -> None:
     """Train until the run is finished, then write its page and summary; a finished run prints that it is."""
     began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
@@ -61,6 +65,13 @@ def main(argv: Sequence[str], trainer_class: type[Trainer] = Trainer) -> None:
     folder = RunFolder(options.run_uri)
     if not folder.name.isascii():
         raise ConfigError(f"Ray Train takes only ASCII in the name of a run, which is {folder.name!r}: give --name.")
+    with lease.hold(folder.uri, command_line(), take_over=options.take_over, seconds=lease_seconds) as fence:
+        run(options, data, RunFolder(folder.uri, fence), trainer_class)
+    store.remove_partials(folder.uri, began)
+
+
+def run(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_class: type[Trainer]) -> None:
+    """Bring the run to its end, and write its results if they are missing."""
     identity = options.identity(data.fingerprints())
     folder.begin(command_line(), identity)
     with follow_run(folder, identity, {"command": command_line(), "folder": folder.uri}):
@@ -72,7 +83,6 @@ def main(argv: Sequence[str], trainer_class: type[Trainer] = Trainer) -> None:
             write_results(data, folder)
         if not store.exists(join_uri(folder.uri, "report.html")):  # the run was killed after its last epoch
             write_results(data, folder)
-    store.remove_partials(folder.uri, began)
 
 
 def is_run_finished(options: TrainConfig, data: TrainingData, folder: RunFolder) -> bool:
@@ -86,12 +96,14 @@ def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_c
     """Start the cluster and the workers, and wait until the run is finished.
 
     Raises:
+        ClusterError: The cluster cannot run the job.
         JobError: The run failed; the message says why.
     """
     in_driver = options.max_workers == 1 and cluster.is_own()
-    use_gpu = start_cluster(options, in_driver)
+    found, use_gpu = start_cluster(options, in_driver)
+    output, inputs = absolute_uri(options.output), data.local_inputs()
     mailbox = Mailbox.options(scheduling_strategy=cluster.here()).remote()  # type: ignore[attr-defined]  # Ray's stub: the decorator keeps the class
-    with SharedConsole(mailbox) as console:
+    with visibility.prove(found.is_own, output, inputs) as token, SharedConsole(mailbox) as console:
         backgrounds = None
         if data.background_photos is not None:
             backgrounds = start_backgrounds(data.background_photos, options.size, mailbox)
@@ -104,20 +116,26 @@ def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_c
             use_gpu=use_gpu,
             mailbox=mailbox,
             cluster_ready=time.time(),
+            token=token,
         )
-        datasets = build_datasets(data, folder.epochs_done, mailbox, console)
+        datasets = build_datasets(data, folder.epochs_done, mailbox, console, token)
         failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver), console)
     if failure:
         raise JobError(failure)
 
 
-def start_cluster(options: TrainConfig, in_driver: bool) -> bool:
-    """Join or start the cluster, and return whether to train on GPUs."""
+def start_cluster(options: TrainConfig, in_driver: bool) -> tuple[Resources, bool]:
+    """Join or start the cluster. Return it, and whether to train on GPUs."""
     workers = options.min_workers
     gpus = workers if options.device == "gpu" else 0
     cpus, spare = (0, 0) if in_driver else (workers, 1)
     found = cluster.start(cpus, READ_CPUS, gpus, f"{workers} workers", spare)
-    return gpus > 0 or (options.device == "auto" and found.gpus >= workers)
+    use_gpu = gpus > 0 or (options.device == "auto" and found.gpus >= workers)
+    if use_gpu:
+        require_gpus(found.is_own)
+        if not found.is_own:
+            cluster.wait_until_free(cpus, READ_CPUS, workers, f"{workers} workers")
+    return found, use_gpu
 
 
 def scaling_config(options: TrainConfig, use_gpu: bool, in_driver: bool) -> ray.train.ScalingConfig:

@@ -6,17 +6,26 @@ start    join or start a cluster, require what the job needs, and return its cor
 """
 
 import logging
+import math
 import os
+import socket
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray._private import services
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.common.machine import usable_cores
 
+FREE_SECONDS = 3.0  # time until what has ended no longer counts as held
+JOIN_SECONDS = 25  # time limit for joining a cluster, which takes a second or two
+CONNECT_SECONDS = 10  # time limit for a connection to its port
 GROWTH_MINUTES = 15  # time limit for a cluster to grow: a GPU node needs five minutes, its packages included
 
 # Ray inspects its own processes and log files up to ten times a second, each time at the cost of a network thread that
@@ -82,18 +91,58 @@ def join() -> None:
     global _seconds
     began = time.monotonic()
     if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
+        watchdog = threading.Timer(JOIN_SECONDS, give_up_joining)
+        watchdog.daemon = True
+        watchdog.start()
         try:
+            check_port(os.environ["RAY_ADDRESS"])
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(
-                f"Cannot join the cluster of RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]} "
-                "With the address of a dashboard, use `ray job submit`; or unset it, to work on this machine."
-            ) from error
+        except (OSError, ValueError, RuntimeError, RayError) as error:
+            raise ClusterError(cannot_join(str(error).strip().splitlines()[0])) from error
+        finally:
+            watchdog.cancel()
     _seconds += time.monotonic() - began
 
 
-def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -> Resources:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine, and check that the job fits.
+def check_port(address: str) -> None:
+    """Check that something listens at a cluster's address: without it, Ray would try for minutes, with many warnings.
+
+    Args:
+        address: Host and port, perhaps with a scheme; or "auto", for a cluster that runs on this machine.
+
+    Raises:
+        OSError: Nothing does, or there is no cluster.
+        ValueError: Ray does not know this form of an address.
+    """
+    if address == "auto":
+        address = services.canonicalize_bootstrap_address(address) or ""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(f"Nothing answers at {host}:{port} ({error}).") from error
+
+
+def give_up_joining() -> None:
+    """End this process, which hangs in :func:`join`: Ray's code there cannot be interrupted."""
+    reason = f"There was no answer of a Ray cluster within {JOIN_SECONDS} s."
+    print(f"error: {cannot_join(reason)}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def cannot_join(reason: str) -> str:
+    """Return the message of a failure to join, with its reason."""
+    return (
+        f"Cannot join the cluster of RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason} Start the cluster, or correct "
+        "the address. With the address of a dashboard, use `ray job submit`; or unset it, to work on this machine."
+    )
+
+
+def start(
+    cpus: float, reading: float, gpus: float, what: str, spare: int = 1, free_cpus: float | None = None
+) -> Resources:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; check that the job fits, and wait until it can.
 
     Args:
         cpus: Number of cores that the job holds while it runs.
@@ -102,6 +151,7 @@ def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -
         what: Name of the workers or tasks, for the error message.
         spare: Number of logical cores that a cluster of this machine has beyond the real ones, for reading while
             workers hold all of those.
+        free_cpus: Number of cores that must be free for the job to start; ``cpus`` by default.
 
     Raises:
         ClusterError: The job does not fit.
@@ -113,6 +163,8 @@ def start(cpus: float, reading: float, gpus: float, what: str, spare: int = 1) -
     if own and cpus <= cores:
         start_own(cores + spare)
     require(cpus, reading, gpus, what)
+    if not own:
+        wait_until_free(cpus if free_cpus is None else free_cpus, reading, gpus, what)
     found = resources()
     _seconds += time.monotonic() - began
     _has_started = True
@@ -159,11 +211,7 @@ def grow(cpus: float, reading: float, gpus: float, shortage: str) -> None:
     Raises:
         ClusterError: The nodes did not come in time; the message begins with ``shortage``.
     """
-    bundles = [{"CPU": 1.0, "GPU": 1.0}] * int(gpus) + [{"CPU": 1.0}] * int(cpus - gpus)
-    if reading:
-        bundles.append({"CPU": reading})
-    # A pending placement group is demand to the autoscaler, and it ends with this process.
-    group = placement_group(bundles)
+    group = reserve(cpus, reading, gpus)
     try:
         if not group.wait(60 * GROWTH_MINUTES):
             raise ClusterError(
@@ -172,6 +220,49 @@ def grow(cpus: float, reading: float, gpus: float, shortage: str) -> None:
             )
     finally:
         remove_placement_group(group)
+
+
+def wait_until_free(cpus: float, reading: float, gpus: float, what: str) -> None:
+    """Wait until the cluster has so much free for a job that fits into it; print once what is missing.
+
+    Arguments are those of :func:`start`.
+    """
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        free = free_resources()
+        if cpus + reading <= free.get("CPU", 0) and gpus <= free.get("GPU", 0):
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    found = resources()
+    print(
+        f"{what} wait for {cpus:g} CPUs, {reading:g} for reading and {gpus:g} GPUs: other jobs hold the cluster. Free "
+        f"are {free.get('CPU', 0):g} of {found.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} of "
+        f"{found.get('GPU', 0):g} GPUs.",
+        flush=True,
+    )
+    group = reserve(cpus, reading, gpus)
+    try:
+        while not group.wait(60):
+            pass
+    finally:
+        remove_placement_group(group)
+
+
+def reserve(cpus: float, reading: float, gpus: float) -> PlacementGroup:
+    """Ask for room for a job. While it is pending, it is demand to the autoscaler; it ends with this process."""
+    bundles = [{"CPU": 1.0, "GPU": 1.0}] * int(gpus) + [{"CPU": 1.0}] * max(0, math.ceil(cpus - gpus))
+    if reading:
+        bundles.append({"CPU": reading})
+    group: PlacementGroup = placement_group(bundles)  # Ray does not annotate it
+    return group
+
+
+def free_resources() -> dict[str, float]:
+    """Return the resources of the cluster that no task and no actor holds, such as {"CPU": 2.0, "GPU": 1.0}."""
+    found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray does not annotate it
+    return found
 
 
 def resources() -> dict[str, float]:

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from jobs.common.devices import promised_gpu
+from jobs.common.visibility import Token
 from jobs.prediction.precision import require_format
 from matting.inference.network import Network, SmallAlphas
 from matting.inference.predictor import Predictor
@@ -23,6 +25,7 @@ from matting.nn import checkpoint
 from matting.nn.checkpoint import Checkpoint, CheckpointError
 from matting.nn.precision import micro_batch_size
 from matting.results.pipeline import PhotoPipeline, PredictionSettings, Stage
+from matting.storage.lease import Fence
 
 BLOCK_PHOTOS = 256  # some seconds of a core's time, which a crash costs, and after which a ledger part is written
 BLOCK_BYTES = (
@@ -66,6 +69,8 @@ class PredictionWork:
         output: URI of the output folder.
         settings: What to make of each photo.
         run: Name of the run.
+        fence: Proof of the job's lease of the output folder; None in a test.
+        token: Proof that all nodes see the same files; None on a cluster of one machine.
     """
 
     checkpoint: str
@@ -73,6 +78,8 @@ class PredictionWork:
     output: str
     settings: PredictionSettings
     run: str
+    fence: Fence | None = None
+    token: Token | None = None
 
     def load(self) -> Checkpoint:
         """Load the checkpoint.
@@ -84,6 +91,14 @@ class PredictionWork:
         if loaded.identity != self.model:
             raise CheckpointError(f"{self.checkpoint} was replaced while it was in use; run again.")
         return loaded
+
+    def gpu(self) -> torch.device:
+        """Return the GPU that Ray has given to this process.
+
+        Raises:
+            NoGpuError: torch cannot compute on it.
+        """
+        return promised_gpu()
 
     def network(self, device: torch.device) -> SmallAlphas:
         """Return the checkpoint's network on a device, in the run's number format.

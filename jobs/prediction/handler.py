@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from jobs.common.visibility import require_visible
 from jobs.prediction import isolation
 from jobs.prediction.blocks import RESULT_SCHEMA, RETURNED, PredictionWork, block_number
 from jobs.prediction.coordinator import BrokenDevice
@@ -84,6 +85,9 @@ class BlockHandler:
         if self._is_broken:
             os._exit(1)  # Ray repeats the task in another process
         began, number = time.time(), block_number(block)
+        require_visible(self._work.token)
+        if self._work.fence:
+            self._work.fence.check()
         begun = ray.get(self._coordinator.begin.remote(number, self._node))
         if begun.is_excluded:
             return self._give_back(number, f"node {platform.node()} gets no more work")

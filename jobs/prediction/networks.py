@@ -8,6 +8,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
+from jobs.common.devices import NoGpuError
 from jobs.prediction.blocks import PredictionWork
 from jobs.prediction.coordinator import BrokenDevice, excluded_nodes
 from matting.data.images import Pixels
@@ -58,11 +59,12 @@ class GpuNetwork:
             self._excluded, self._failure = True, DeviceError(f"node {platform.node()} gets no more work")
             return
         try:
-            if torch.cuda.is_available():
-                self._place = (platform.node(), torch.cuda.get_device_name())
-            self._network = work.network(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            device = work.gpu()
+            if device.type == "cuda":
+                self._place = (platform.node(), torch.cuda.get_device_name(device))
+            self._network = work.network(device)
         except Exception as error:
-            if not is_device_error(error):
+            if not (isinstance(error, NoGpuError) or is_device_error(error)):
                 raise
             self._failure = self._report(error)
 

@@ -12,27 +12,24 @@ import platform
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.common import cluster
 from jobs.common.cluster import ClusterError
+from jobs.common.nodes import ask_nodes, nodes_with
+from jobs.prediction.devices import DeviceOption
 from matting.messages import first_few
 from matting.nn.precision import NumberFormat, supported_formats
 
 PrecisionOption = Literal["auto", "fp32", "bf16", "int8"]
 Formats = tuple[NumberFormat, ...]  # of a device, fastest first
 
-ANSWER_SECONDS = 300  # time limit for all nodes' answers: a process that imports torch takes a few seconds to start
-
 
 class UnsupportedFormatError(Exception):
     """A number format that the network's device cannot compute. The message names both and says what to do."""
 
 
-def decide_precision(option: PrecisionOption) -> NumberFormat:
+def decide_precision(option: PrecisionOption, device: DeviceOption) -> NumberFormat:
     """Return the number format of a prediction.
 
     For "auto", this joins the cluster of RAY_ADDRESS if there is one; it never starts a cluster. Another option is
@@ -43,7 +40,7 @@ def decide_precision(option: PrecisionOption) -> NumberFormat:
             a node does not answer.
     """
     if cluster.is_own():
-        formats = formats_here()
+        formats = formats_here(device)
         if option != "auto":
             check_formats(option, {"this machine": formats})
         return formats[0] if option == "auto" else option
@@ -51,16 +48,16 @@ def decide_precision(option: PrecisionOption) -> NumberFormat:
         return option
     cluster.join()
     cluster.require(cpus=1, reading=0, gpus=0, what="Predicting tasks")
-    return fastest_common(formats_by_node().values())
+    return fastest_common(formats_by_node(device).values())
 
 
-def require_precision(precision: NumberFormat) -> None:
+def require_precision(precision: NumberFormat, device: DeviceOption) -> None:
     """Check that all nodes of the joined cluster that would run the network can compute a format.
 
     Raises:
         ClusterError: A node cannot, or does not answer.
     """
-    check_formats(precision, formats_by_node())
+    check_formats(precision, formats_by_node(device))
 
 
 def check_formats(precision: NumberFormat, found: Mapping[str, Formats]) -> None:
@@ -94,21 +91,22 @@ def require_format(precision: NumberFormat, device: torch.device) -> None:
         )
 
 
-def formats_here() -> Formats:
+def formats_here(device: DeviceOption = "auto") -> Formats:
     """Return the formats that this process's device can compute, fastest first: its GPU's, else its CPU's."""
-    return tuple(supported_formats(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return tuple(supported_formats(torch.device("cuda" if on_gpu else "cpu")))
 
 
-def formats_of_node() -> Formats:
+def formats_of_node(device: DeviceOption) -> Formats:
     """Return the formats that this node would predict in: :func:`formats_here`, as a Ray task.
 
     The task holds no GPU, since another run may hold them all; so Ray hides the node's GPUs from it.
     """
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    return formats_here()
+    return formats_here(device)
 
 
-def formats_by_node() -> dict[str, Formats]:
+def formats_by_node(device: DeviceOption) -> dict[str, Formats]:
     """Ask all nodes of the joined cluster that would run the network for the formats that they can compute.
 
     Returns:
@@ -117,33 +115,8 @@ def formats_by_node() -> dict[str, Formats]:
     Raises:
         ClusterError: A node does not answer, and has not gone either.
     """
-    alive = cluster.alive_nodes()
-    with_gpus = [node for node in alive if node["Resources"].get("GPU", 0) > 0]
-    with_cpus = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
-    answers = {node["NodeID"]: (node, ask(node["NodeID"], bool(with_gpus))) for node in with_gpus or with_cpus}
-    formats = {}
-    for identity, (node, answer) in answers.items():
-        name = f"node {node['NodeManagerAddress']}"
-        try:
-            formats[name if name not in formats else f"{name} ({identity[:8]})"] = ray.get(
-                answer, timeout=ANSWER_SECONDS
-            )
-        except (GetTimeoutError, RayError) as error:
-            if any(other["NodeID"] == identity for other in cluster.alive_nodes()):
-                raise ClusterError(
-                    f"{name} cannot report within {ANSWER_SECONDS} s which number formats it can compute. Find the "
-                    f"reason in its Ray logs, or remove it. {error}"
-                ) from error
-    return formats
-
-
-def ask(node: str, has_gpu: bool) -> "ray.ObjectRef[Formats]":
-    """Start :func:`formats_of_node` on a node, given by its identity.
-
-    A process that has used a GPU ends afterwards (after one call), so that it holds none of its memory.
-    """
-    question = ray.remote(num_cpus=0, max_calls=int(has_gpu))(formats_of_node)
-    return question.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+    with_gpus = [] if device == "cpu" else nodes_with("GPU")
+    return ask_nodes(formats_of_node, (device,), with_gpus or nodes_with("CPU"), ends=bool(with_gpus))
 
 
 def fastest_common(formats: Iterable[Formats]) -> NumberFormat:

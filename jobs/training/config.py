@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from jobs.common import config
+from jobs.common.output_options import LeaseOptions
 from matting.data.dataset import PairOptions
 from matting.nn.schedule import Budget
 from matting.nn.trainer import TrainingConfig
@@ -26,6 +27,7 @@ from matting.storage.uri import absolute_uri, join_uri
 # much it tolerates, but not what it learns.
 CHANGEABLE = {
     "output",
+    "take_over",
     "name",
     "epochs",
     "minutes",
@@ -59,7 +61,7 @@ class DataOptions(PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataOptions, UNetConfig, TrainingConfig):
+class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
     """Train a network on image/matte pairs.
 
     Args:

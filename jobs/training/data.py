@@ -17,14 +17,15 @@ import pyarrow as pa
 
 from jobs.common.config import ConfigError
 from jobs.common.console import SharedConsole
+from jobs.common.visibility import Token
 from jobs.training.cache import cache_fits, cache_rows
 from jobs.training.config import TrainConfig
-from jobs.training.decode import MailboxHandle
+from jobs.training.decode import MailboxHandle, SeenRows
 from jobs.training.streams import epoch_dataset, epoch_order, ordered_dataset
 from matting.data import backgrounds
 from matting.data.dataset import DataError, PairDataset, digest, open_dataset
 from matting.data.rows import Rows
-from matting.storage.uri import absolute_uri, absolute_uris
+from matting.storage.uri import absolute_uri, absolute_uris, is_local
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class TrainingData:
         photos = self.background_photos
         versions = None if photos is None else digest([*photos["key"].to_pylist(), *photos["etag"].to_pylist()])
         return {"data_fingerprint": self.pairs.fingerprint, "backgrounds_fingerprint": versions}
+
+    def local_inputs(self) -> list[str]:
+        """Return the local paths that workers read."""
+        uris = [] if self.options.data == "synthetic" else absolute_uris(self.options.data).split(",")
+        if self.options.backgrounds:
+            uris.append(absolute_uri(self.options.backgrounds))
+        return list(filter(is_local, uris))
 
     def facts(self) -> DataFacts:
         """Return what workers need to know; reads the headers of a few photos for their aspects."""
@@ -98,7 +106,11 @@ def repeat_rows(options: TrainConfig, pairs: PairDataset) -> np.ndarray:
 
 
 def build_datasets(
-    data: TrainingData, epochs_done: Callable[[], int], mailbox: MailboxHandle, console: SharedConsole
+    data: TrainingData,
+    epochs_done: Callable[[], int],
+    mailbox: MailboxHandle,
+    console: SharedConsole,
+    token: Token | None = None,
 ) -> dict[str, Any]:
     """Build the datasets that workers read, and start to decode them into the cache if they fit.
 
@@ -108,6 +120,7 @@ def build_datasets(
             it starts a group of workers, since these go on after the last checkpoint.
         mailbox: Receiver of the keys that cannot be decoded, and of the reasons.
         console: Console on which to print whether decoded pairs are kept.
+        token: Proof that all nodes see the same files; None on a cluster of one machine.
 
     Returns:
         Datasets by name, as Ray Train takes them: "train", a function that returns the dataset of the epochs to come,
@@ -115,6 +128,8 @@ def build_datasets(
     """
     options, numbers = data.options, data.epoch_rows
     rows: dict[str, Rows] = {split: data.pairs.splits[split] for split in ("train", "val")}
+    if token:
+        rows = {split: SeenRows(part, token) for split, part in rows.items()}
     if options.cache == "auto":
         fits, sentence = cache_fits(sum(map(len, rows.values())), options.size)
         console.say(sentence)

@@ -8,6 +8,7 @@ rows, and no network.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -15,13 +16,48 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from jobs.common.visibility import Token, require_visible
 from matting.data import backgrounds
-from matting.data.rows import Rows
+from matting.data.rows import Example, Rows
 
 MailboxHandle: TypeAlias = Any  # handle of a Mailbox actor; Ray's ActorHandle[Mailbox] types its methods as Never
 
 TASK_ROWS = 64  # rows that a task decodes at a time: enough to be worth a task, few enough to spread over the cores
 READ_CPUS = 0.9  # cores that a reading task holds; a little less than the one that elastic workers leave on a node
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """Rows that are read only where the driver's files are seen, as a missing file would count as a bad pair.
+
+    Args:
+        rows: The rows.
+        token: Proof that a node sees the files.
+    """
+
+    rows: Rows
+    token: Token
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def random_access(self) -> bool:
+        """Whether rows from all over the dataset are read as fast as neighbours."""
+        return self.rows.random_access
+
+    def take(self, indices: np.ndarray) -> "SeenRows":
+        """Return the rows at these indices, in this order."""
+        return SeenRows(self.rows.take(indices), self.token)
+
+    def examples(self, size: int | None) -> Iterator[Example]:
+        """Decode the rows in order; see `Rows.examples`.
+
+        Raises:
+            InvisiblePathError: This node does not see the files.
+        """
+        require_visible(self.token)
+        return self.rows.examples(size)
 
 
 def decode_columns(

@@ -88,7 +88,11 @@ class Recorder:
             means: Means of the scores, as val_n, val_mad, val_mse and val_iou.
             rejections: Reasons of the rejected pairs, by key.
             is_best: Whether this epoch has the smallest val_mad so far.
+
+        Raises:
+            LeaseLostError: Another job has taken the run folder over.
         """
+        self._folder.check_lease()
         trainer = self._trainer
         self._add(
             trainer.steps,

@@ -24,6 +24,7 @@ METRIC_NAMES = ("mad", "mse", "iou")
 
 def write_results(data: TrainingData, folder: RunFolder) -> None:
     """Write summary.json and report.html into the run folder, and print where everything is."""
+    folder.check_lease()
     progress, rejections = folder.progress(), folder.rejected()
     folder.restore_best()
     best = checkpoint.load(join_uri(folder.uri, "best"))

@@ -8,6 +8,7 @@
     events/events.out.tfevents…  the same rows for TensorBoard, one file for each epoch
     validation.parquet           scores of every validation pair at the best epoch
     rejected.json                pairs that cannot be decoded, with the reasons
+    _lease/                      leases: the job that trains here, and its fencing number (matting.storage.lease)
     report.html, summary.json    written at the end by jobs/training/report.py
 
 Every file is written whole, and again when it grows, so a run that goes on repeats no row.
@@ -30,6 +31,7 @@ from jobs.common.config import ConfigError
 from matting.nn import checkpoint
 from matting.nn.trainer import Score
 from matting.storage import store
+from matting.storage.lease import Fence
 from matting.storage.uri import join_uri
 
 PROGRESS = "progress.json"
@@ -39,9 +41,15 @@ SCORES_SCHEMA = pa.schema([("key", pa.string()), *((name, pa.float64()) for name
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder of one run, at ``uri``."""
+    """Folder of one run.
+
+    Args:
+        uri: URI of the folder.
+        fence: Proof of the lease of the job that writes to it; None for readers.
+    """
 
     uri: str
+    fence: Fence | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +77,16 @@ class RunFolder:
             return
         self._write_json("run.json", {"command": command, "identity": dict(identity)})
 
+    def check_lease(self) -> None:
+        """Check that this job may still write to the folder.
+
+        Raises:
+            LeaseLostError: Another job has taken it over.
+            StorageError: The store cannot be asked.
+        """
+        if self.fence:
+            self.fence.check()
+
     def progress(self) -> dict[str, Any]:
         """Return what :meth:`commit_progress` wrote last; empty before the first checkpoint."""
         uri = join_uri(self.uri, PROGRESS)
@@ -82,7 +100,12 @@ class RunFolder:
 
         Args:
             progress: Values of epochs_done, steps, seconds and best_mad; last and best, the names of two checkpoints.
+
+        Raises:
+            LeaseLostError: Another job has taken the folder over; nothing is written or deleted.
+            StorageError: The folder cannot be read or written.
         """
+        self.check_lease()
         self._write_json(PROGRESS, progress)
         found = {file.key.partition("/")[0] for file in store.list_files(self.uri)}
         for name in sorted(filter(CHECKPOINT_NAME.fullmatch, found - {progress["last"], progress["best"]})):

@@ -12,9 +12,10 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train.torch import get_device
 
+from jobs.common.devices import promised_gpu
 from jobs.common.machine import usable_cores
+from jobs.common.visibility import Token, require_visible
 from jobs.training.config import TrainConfig
 from jobs.training.data import DataFacts
 from jobs.training.decode import MailboxHandle
@@ -27,6 +28,7 @@ from matting.nn import checkpoint
 from matting.nn.distributed import gather_over_workers
 from matting.nn.trainer import Epoch, NonFiniteLoss, Score, Trainer, mean_scores
 from matting.nn.unet import UNet
+from matting.storage.lease import LeaseLostError
 from matting.storage.uri import join_uri
 
 
@@ -42,6 +44,7 @@ class Assignment:
     use_gpu: bool
     mailbox: MailboxHandle
     cluster_ready: float  # when the cluster had started, in seconds since 1970
+    token: Token | None  # proof that all nodes see the same files; None on a cluster of one machine
 
 
 def train_worker(config: dict[str, Assignment]) -> str:
@@ -57,11 +60,14 @@ def train_worker(config: dict[str, Assignment]) -> str:
     options = assignment.options
     context = ray.train.get_context()
     torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
+    require_visible(assignment.token)
     backgrounds_NHWC = None
     if assignment.backgrounds is not None:
         backgrounds_NHWC = np.concatenate(ray.get(list(assignment.backgrounds)))
         if not len(backgrounds_NHWC):
             return f"None of the photos of --backgrounds {options.backgrounds} can be used: give others, or none."
+    if failure := lease_failure(assignment.folder):
+        return failure
     trainer = restore_trainer(assignment, backgrounds_NHWC)
     recorder = start_recorder(assignment, trainer) if context.get_world_rank() == 0 else None
     failure = train_epochs(assignment, trainer, recorder)
@@ -95,6 +101,16 @@ def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | 
     return ""
 
 
+def lease_failure(folder: RunFolder) -> str:
+    """Return why this job may no longer write to the run folder, or nothing; on all workers the first one's answer."""
+    failure = ""
+    try:
+        folder.check_lease()
+    except LeaseLostError as error:
+        failure = str(error)
+    return str(gather_over_workers([failure])[0])
+
+
 def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None) -> Trainer:
     """Return a trainer as it was at the last checkpoint, or a new one if there is none.
 
@@ -104,7 +120,7 @@ def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None)
     """
     torch.manual_seed(assignment.options.seed)
     model = UNet(assignment.options.network())
-    device = get_device() if assignment.use_gpu else torch.device("cpu")
+    device = promised_gpu() if assignment.use_gpu else torch.device("cpu")
     trainer = assignment.trainer_class(model, assignment.options.training(), device, backgrounds_NHWC)
     # The first worker's view, as a shared file system may still show an older file to some of them.
     progress = gather_over_workers([assignment.folder.progress()])[0]

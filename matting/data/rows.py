@@ -43,7 +43,9 @@ class Example:
 class Rows(Protocol):
     """Rows of one split."""
 
-    random_access: ClassVar[bool]  # whether rows from all over the dataset are read as fast as neighbours
+    @property
+    def random_access(self) -> bool:
+        """Whether rows from all over the dataset are read as fast as neighbours."""
 
     def __len__(self) -> int: ...
 

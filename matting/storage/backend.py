@@ -62,6 +62,14 @@ class Backend(ABC):
         """Write a whole file, as atomically as the store can."""
 
     @abstractmethod
+    def create(self, path: str, data: bytes) -> None:
+        """Write a whole file that does not exist yet, as exclusively as the store can.
+
+        Raises:
+            FileExistsError: The file exists.
+        """
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Delete a file; do nothing if there is none."""
 

@@ -98,6 +98,7 @@ _ADVICE = {
     "429": _BUSY,
     "503": _BUSY,
     "serviceunavailable": _BUSY,
+    "conditionalrequestconflict": _BUSY,  # two conditional puts in the same moment
     "internalerror": _FAILING,
     "internalfailure": _FAILING,
     "500": _FAILING,

@@ -56,6 +56,14 @@ class FsspecBackend(Backend):
         with stream:
             stream.write(data)
 
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file that does not exist yet; two processes that do so in the same moment may both succeed."""
+        remote, remote_path = fsspec.core.url_to_fs(path)
+        remote.invalidate_cache()
+        if remote.exists(remote_path):
+            raise FileExistsError(path)
+        self.write(path, data)
+
     def delete(self, path: str) -> None:
         """Delete a file; do nothing if there is none."""
         remote, remote_path = fsspec.core.url_to_fs(path)

@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,23 +38,11 @@ class LocalBackend(Backend):
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file or nothing, by renaming a partial file. Folders are created as needed."""
-        target = Path(path)
-        written = False
-        while not written:
-            partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-            with _create(partial) as stream:
-                try:
-                    with suppress(OSError):  # no locks on this file system; remove_partials then removes nothing either
-                        fcntl.flock(stream, fcntl.LOCK_EX)
-                    # Between creation and lock, remove_partials of another process may have removed the file.
-                    if os.fstat(stream.fileno()).st_nlink:
-                        stream.write(data)
-                        stream.flush()
-                        partial.replace(target)
-                        written = True
-                finally:
-                    if not written:
-                        partial.unlink(missing_ok=True)
+        _write(Path(path), data, Path.replace)
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a whole file that does not exist yet, by linking a partial file to its name."""
+        _write(Path(path), data, _link)
 
     def delete(self, path: str) -> None:
         """Delete a file; do nothing if there is none."""
@@ -74,6 +62,54 @@ class LocalBackend(Backend):
         folders = os.walk(path, followlinks=True)
         partials = (Path(folder, name) for folder, _, names in folders for name in names if _PARTIAL.fullmatch(name))
         return sum(_remove_unlocked(partial) for partial in partials)
+
+
+@contextmanager
+def locked_partial(folder: Path) -> Iterator[Path]:
+    """Create an empty partial file in a folder, which listings leave out, and remove it at the end of the ``with``.
+
+    If this process dies, `LocalBackend.remove_partials` removes it.
+    """
+    file = folder / f".{uuid.uuid4().hex}.partial"
+    with _create(file) as stream:
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _write(target: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
+    """Write a partial file, and let `publish` turn it into the target."""
+    written = False
+    while not written:
+        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+        with _create(partial) as stream:
+            try:
+                with suppress(OSError):  # no locks on this file system; remove_partials then removes nothing either
+                    fcntl.flock(stream, fcntl.LOCK_EX)
+                # Between creation and lock, remove_partials of another process may have removed the file.
+                if os.fstat(stream.fileno()).st_nlink:
+                    stream.write(data)
+                    stream.flush()
+                    publish(partial, target)
+                    written = True
+            finally:
+                if not written:
+                    partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, target: Path) -> None:
+    """Give a partial file another name, which must be free."""
+    try:
+        target.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with target.open("xb") as stream:
+            stream.write(partial.read_bytes())
+    partial.unlink()
 
 
 def _create(path: Path) -> BinaryIO:

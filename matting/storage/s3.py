@@ -97,6 +97,17 @@ class S3Backend(Backend):
         else:
             client.upload_fileobj(io.BytesIO(data), bucket, key, Config=_IN_PARTS)
 
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that does not exist yet, by a conditional put."""
+        bucket, key = _split(path)
+        client, _ = connect(path)
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("412", "PreconditionFailed"):
+                raise
+            raise FileExistsError(path) from error
+
     def delete(self, path: str) -> None:
         """Delete an object; do nothing if there is none."""
         bucket, key = _split(path)

@@ -105,6 +105,32 @@ def write_bytes(uri: str, data: bytes) -> None:
     with_retries(uri, "write", lambda: backend.write(path, data))
 
 
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a whole object unless there is one. Return whether the object is the caller's.
+
+    Of several processes that create the same object, one gets True if their data differ. On fsspec's stores, several
+    that write in the same moment may get True.
+
+    Raises:
+        StorageError: As for `write_bytes`.
+    """
+    backend, path = _backend(uri)
+
+    def create() -> bool:
+        try:
+            backend.create(path, data)
+        except FileExistsError:
+            return False
+        return True
+
+    if with_retries(uri, "create", create):
+        return True
+    try:
+        return read_bytes(uri) == data  # as when the first try succeeded, and only its answer was lost
+    except NotFoundError:
+        return False
+
+
 def delete(uri: str) -> None:
     """Delete an object; do nothing if there is none.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
@@ -187,14 +188,25 @@ def assert_same_as_predictor(output: Path, trained: str, count: int) -> None:
         np.testing.assert_array_equal(found, expected[number % drawn])
 
 
+PREDICT_ON_FAKE_GPUS = """
+from functools import partial
+from jobs import predict
+from jobs.common.cli import run_job
+from jobs.prediction import devices
+from tests.support.predictions import FakeGpuWork
+
+devices.require_gpus = lambda is_own: None
+run_job(partial(predict.main, work_class=FakeGpuWork))
+"""
+
+
 def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster) -> None:
-    # The node claims GPUs that do not exist, so the actors run their networks on the CPU.
+    # The node claims GPUs that do not exist, and the test's work runs their networks on the CPU.
     trained = new_checkpoint(tmp_path / "trained", seed=0)
     write_photos(tmp_path / "photos", 150)
     cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80_000_000)
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
-    code, output = jobs.run("predict", *options)
-    assert code == 0, output
+    subprocess.run([sys.executable, "-c", PREDICT_ON_FAKE_GPUS, *options], check=True)
     assert_accounted_for(tmp_path / "out", photo_keys(150))
     assert_same_as_predictor(tmp_path / "out", trained, 150)
 
@@ -220,12 +232,63 @@ def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster
     assert_same_as_predictor(tmp_path / "out", trained, 300)
 
 
+HOLD_GPU = """
+import time
+import ray
+
+ray.init()
+holder = ray.remote(num_gpus=1)(type("Holder", (), {"held": lambda self: True})).remote()
+assert ray.get(holder.held.remote())
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_job_says_what_it_waits_for(tmp_path: Path, cluster: Cluster) -> None:
+    trained = new_checkpoint(tmp_path / "trained", seed=0)
+    write_photos(tmp_path / "photos", 10)
+    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+    options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    with subprocess.Popen([sys.executable, "-c", HOLD_GPU], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            jobs.wait_for_line(holder, "held")
+            command = [sys.executable, "-c", PREDICT_ON_FAKE_GPUS, *options]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+                line = jobs.wait_for_line(process, "Predicting tasks wait for 1 CPUs")
+                assert "Free are 2 of 2 CPUs and 0 of 1 GPUs." in line
+                assert not (tmp_path / "out/_ledger").exists()
+                holder.kill()
+                output, _ = process.communicate(timeout=200)
+                assert process.returncode == 0, output
+        finally:
+            holder.kill()
+    assert_accounted_for(tmp_path / "out", photo_keys(10))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpus_that_torch_cannot_use_are_refused(tmp_path: Path, cluster: Cluster) -> None:
+    trained = new_checkpoint(tmp_path / "trained", seed=0)
+    write_photos(tmp_path / "photos", 10)
+    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+    predict = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+    for job, options in (("train", [*SMALL, f"--output={tmp_path}"]), ("predict", predict)):
+        for device in ("auto", "gpu"):
+            code, output = jobs.run(job, *options, f"--device={device}")
+            assert code == 2, output
+            assert "error: Ray counts GPUs that torch cannot use. node " in output
+            assert "give --device cpu" in output
+    code, output = jobs.run("predict", *predict, "--device=cpu")
+    assert code == 0, output
+
+
 ASK = """
 from jobs.common import cluster
 from jobs.prediction.precision import formats_by_node, formats_here
 
 cluster.join()
-formats = list(formats_by_node().values())
+formats = list(formats_by_node("auto").values())
 assert set(formats) == {formats_here()}
 print(len(formats))
 """

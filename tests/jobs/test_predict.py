@@ -234,6 +234,20 @@ def test_deleted_photo_stays_until_pruned(trained: str, tmp_path: Path, printed:
 
 
 @slow
+def test_prune_refuses_to_remove_much(trained: str, tmp_path: Path) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out"
+    write_photos(folder, 12)
+    run_predict(trained, folder, output)
+    for number in (1, 2):
+        (folder / f"img_align_celeba/{number:06d}.jpg").unlink()
+    with pytest.raises(CANNOT_BEGIN, match=r"outputs of 2 of the ledger's 12 photos.*nothing was removed.*000001.jpg"):
+        run_predict(trained, folder, output, "--prune")
+    assert_accounted_for(output, photo_keys(12))
+    run_predict(trained, folder, output, "--prune", "--max-pruned=0.2")
+    assert len(read_ledger(output)) == 10
+
+
+@slow
 def test_limit_leaves_the_rest_to_later_runs(trained: str, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 25)
     for count in (10, 20, 25):

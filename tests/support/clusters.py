@@ -1,6 +1,15 @@
-"""Options for `ray.cluster_utils.Cluster`: clusters of several nodes on this machine, whose nodes can be killed."""
+"""Clusters of several nodes on this machine, whose nodes can be killed or have a disk of their own."""
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from ray.cluster_utils import Cluster
 
 from tests.support import jobs
 
@@ -26,3 +35,38 @@ def processes_of(node: Any) -> list[int]:
     """Return the processes of a node: its raylet and all below it."""
     raylet = node.all_processes["raylet"][0].process.pid
     return [raylet, *jobs.descendants(raylet)]
+
+
+def can_mount() -> bool:
+    """Return whether this user may mount a file system in a namespace of its own."""
+    try:
+        command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/tmp"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@contextmanager
+def apart_from(folder: Path, cluster: Cluster) -> Iterator[None]:
+    """Run a node of two cores, which sees an empty disk of its own in place of a folder."""
+    start = f"{sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=2 --block"
+    options = "--object-store-memory=100000000 --disable-usage-stats"
+    script = f"mount -t tmpfs tmpfs '{folder}' && exec {start} {options}"
+    nodes = len(cluster.list_all_nodes())
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        try:
+            while len(alive_node_ids(cluster)) <= nodes:
+                assert process.poll() is None
+                time.sleep(0.5)
+            yield
+        finally:
+            pids = [process.pid, *jobs.descendants(process.pid)]
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            jobs.kill(pids)
+
+
+def alive_node_ids(cluster: Cluster) -> list[str]:
+    """Return the nodes that the head counts as alive."""
+    return [node["NodeID"] for node in cluster.global_state.node_table() if node["Alive"]]

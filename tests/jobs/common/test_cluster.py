@@ -2,8 +2,10 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -65,6 +67,52 @@ def test_address_of_a_dashboard_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ClusterError, match="Cannot join the cluster of RAY_ADDRESS=http://localhost:8265") as caught:
         cluster.join()
     assert len(str(caught.value).splitlines()) == 1
+
+
+JOIN = """
+import sys
+from jobs.common import cluster
+from jobs.common.cli import run_job
+
+cluster.JOIN_SECONDS = int(sys.argv[1])
+run_job(lambda argv: cluster.join())
+"""
+
+
+def join(address: str, *prefix: str, seconds: int = 25) -> tuple[int, str]:
+    """Let a new process join the cluster at an address. Returns its exit code and its output."""
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    command = [*prefix, sys.executable, "-c", JOIN, str(seconds)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.slow
+def test_address_without_a_cluster_is_refused_soon() -> None:
+    with socket.socket() as silent:  # listens and never answers
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, said = join(address)
+        assert (code, len(said.splitlines())) == (2, 1)
+        assert f"RAY_ADDRESS={address}: Nothing answers at {address}" in said
+        silent.listen()
+        code, said = join(address, seconds=3)
+        assert code == 2
+        assert said.splitlines()[-1].startswith(
+            f"error: Cannot join the cluster of RAY_ADDRESS={address}: There was no"
+        )
+        assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs the rights of root")
+def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        # Ray looks for clusters among all processes; other tests have some.
+        code, said = join("auto", "unshare", "--pid", "--fork", "--mount-proc")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "error: Cannot join the cluster of RAY_ADDRESS=auto: Could not find any running Ray instance" in said
 
 
 def test_job_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

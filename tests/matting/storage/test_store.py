@@ -42,6 +42,16 @@ def test_files_keep_their_names_and_content(root):
     assert {file.key: store.read_bytes(join_uri(root, file.key)) for file in listing} == contents
 
 
+def test_object_is_created_only_where_there_is_none(root):
+    uri = join_uri(root, "a/b.json")
+    assert store.create_bytes(uri, b"one")
+    assert not store.create_bytes(uri, b"two")
+    assert store.read_bytes(uri) == b"one"
+    assert keys(root) == ["a/b.json"]
+    store.delete(uri)
+    assert store.create_bytes(uri, b"three")
+
+
 def test_keys_are_relative_to_the_listed_folder(root):
     for name in ("photos/a.jpg", "photos/b/c.jpg", "photos-2/d.jpg"):
         store.write_bytes(join_uri(root, name), b"x")

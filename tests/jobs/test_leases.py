@@ -1,0 +1,135 @@
+"""Two drivers and one folder: the second is refused, a dead one is replaced, and a stalled one writes nothing more."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.training.run_folder import PROGRESS, RunFolder
+from matting.storage import store
+from matting.storage.lease import hold
+from tests.support import jobs
+from tests.support.predictions import new_checkpoint, read_ledger, write_photos
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 3.0  # of the trainings' leases
+# A training on 40 drawn pairs, which ends each epoch with a pause.
+TRAIN = f"""
+import time
+from functools import partial
+from jobs import train
+from jobs.common.cli import run_job
+from matting.nn.trainer import Trainer
+
+class SlowTrainer(Trainer):
+    def validate(self, batches):
+        time.sleep(1)
+        return super().validate(batches)
+
+run_job(partial(train.main, trainer_class=SlowTrainer, lease_seconds={SECONDS}))
+"""
+OPTIONS = ["--width=4", "--size=32", "--synthetic-pairs=40", "--batch=8", "--epochs=5", "--name=run"]
+
+
+def start_training(output: object, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", TRAIN, *OPTIONS, f"--output={output}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Wait for a job's end. Returns its exit code and its output."""
+    output, _ = process.communicate(timeout=200)
+    return process.returncode, output
+
+
+def wait_for_an_epoch(process: "subprocess.Popen[str]", run: str) -> None:
+    while not store.exists(f"{run}/{PROGRESS}"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+def assert_whole(run: str) -> None:
+    """Check that the run has all epochs, and that the checkpoints that it names are there."""
+    progress = RunFolder(run).progress()
+    assert progress["epochs_done"] == 5
+    names = {file.key.partition("/")[0] for file in store.list_files(run)}
+    assert {progress["last"], progress["best"], "best", "report.html"} <= names
+
+
+def make_foreign(lease_file: Path) -> None:
+    """Let a lease look as if its process were on another machine, where nobody can see that it is dead."""
+    lease_file.write_text(json.dumps({**json.loads(lease_file.read_text()), "machine": "far"}))
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_second_training_is_refused_and_goes_on_after_the_first_died(
+    request: pytest.FixtureRequest, tmp_path: Path, place: str
+) -> None:
+    output = request.getfixturevalue("bucket") if place == "s3" else str(tmp_path)
+    with start_training(output) as first:
+        try:
+            wait_for_an_epoch(first, f"{output}/run")
+            code, said = finish(start_training(output))
+            assert code == 2
+            assert f"in use: by process {first.pid} on" in said
+            assert "--take-over" in said
+            assert "Traceback" not in said
+        finally:
+            first.kill()
+    code, said = finish(start_training(output))  # a process that died on this machine holds nothing
+    assert code == 0, said
+    assert_whole(f"{output}/run")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_training_on_a_machine_that_died_is_replaced(tmp_path: Path, waits: bool) -> None:
+    with start_training(tmp_path) as first:
+        wait_for_an_epoch(first, f"{tmp_path}/run")
+        first.kill()
+    (lease_file,) = (tmp_path / "run/_lease").iterdir()
+    make_foreign(lease_file)
+    if waits:
+        time.sleep(SECONDS)
+    code, said = finish(start_training(tmp_path, *([] if waits else ["--take-over"])))
+    assert code == 0, said
+    assert_whole(f"{tmp_path}/run")
+
+
+def test_stalled_training_writes_nothing_once_it_is_replaced(tmp_path: Path) -> None:
+    with start_training(tmp_path) as stalled:
+        try:
+            wait_for_an_epoch(stalled, f"{tmp_path}/run")
+            stalled.send_signal(signal.SIGSTOP)
+            time.sleep(SECONDS)
+            code, said = finish(start_training(tmp_path))
+            assert code == 0, said
+            files = {file.key: file.etag for file in store.list_files(str(tmp_path / "run"))}
+            stalled.send_signal(signal.SIGCONT)
+            code, said = finish(stalled)
+        finally:
+            stalled.kill()
+    assert code == 1
+    assert "was taken over by process" in said
+    assert "Traceback" not in said
+    after = {file.key: file.etag for file in store.list_files(str(tmp_path / "run"))}
+    assert {key for key in after if files.get(key) != after[key]} <= {"_lease/00000001.json"}
+    assert_whole(f"{tmp_path}/run")
+
+
+def test_prediction_with_other_settings_is_refused(tmp_path: Path) -> None:
+    trained, output = new_checkpoint(tmp_path / "trained", seed=0), str(tmp_path / "out")
+    write_photos(tmp_path / "photos", 5)
+    options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={output}"]
+    with hold(output, "python jobs/predict.py", "other settings"):
+        code, said = jobs.run("predict", *options)
+        assert code == 2
+        assert "in use with other settings: by process" in said
+        assert not (tmp_path / "out/_ledger").exists()
+        code, said = jobs.run("predict", *options, "--take-over")
+        assert code == 0, said
+    assert len(read_ledger(output)) == 5
