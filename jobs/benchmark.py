@@ -21,6 +21,7 @@ import torch
 
 from jobs.bench import network, scripts
 from jobs.bench.job_runs import run_predict, run_train
+from jobs.bench.loop import loop_rate
 from jobs.bench.processes import run_fresh
 from jobs.bench.report import Results, write_benchmark
 from jobs.bench.stages import measure_stages
@@ -150,6 +151,10 @@ def bench_predict(results: Results, work: Workload, options: BenchmarkConfig) ->
             run = run_predict(work, folder, *arguments)
             results.add(name, "photos/s", run.photos_per_second)
             results.stage_percent[name] = run.stage_percent
+            if variant in ("none", "guided") and not torch.cuda.is_available():
+                settings = (variant, fastest_number_format(network.default_device()), options.seconds)
+                rate = run_fresh(loop_rate, folder, work.checkpoint, *settings, processes=usable_cores())
+                results.add(f"pipeline in a loop, {collection}, {variant}", "photos/s", rate)
             if number == 0 and variant == "none":
                 results.add("predict, command to first photo", "s", run.first_photo_seconds)
                 results.add("predict, start of Ray", "s", run.ray_start_seconds)

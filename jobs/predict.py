@@ -9,8 +9,8 @@
 Meanwhile the driver publishes the tasks' counts as metrics (jobs/common/telemetry.py).
 
 A photo is done when its outputs, and then its ledger row, are in the store. A run that is killed loses at most the
-blocks that it was working on; the next run does what is left. A run without due photos writes nothing, so summary.json
-and report.html stay those of the last run that had some.
+blocks that it was working on; the next run does what is left. A run without due photos writes nothing but its lease, so
+summary.json and report.html stay those of the last run that had some.
 """
 
 import hashlib
@@ -32,7 +32,6 @@ from jobs.common.console import Console
 from jobs.common.output_options import LeaseOptions
 from jobs.prediction.blocks import PredictionWork, cut_into_blocks
 from jobs.prediction.devices import DeviceOption, start_prediction_cluster
-from jobs.prediction.plan import print_plan
 from jobs.prediction.precision import PrecisionOption, UnsupportedFormatError, decide_precision, require_precision
 from jobs.prediction.prune import check_prune, remove_outputs
 from jobs.prediction.report import (
@@ -45,6 +44,7 @@ from jobs.prediction.report import (
     write_summary,
 )
 from jobs.prediction.rounds import NoDeviceLeftError, handle_in_rounds, tasks_at_a_time
+from jobs.prediction.terminal import print_plan, print_result
 from matting.data.photos import Photos, find_photos
 from matting.inference.predictor import Refine
 from matting.messages import first_few
@@ -52,12 +52,14 @@ from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.precision import NumberFormat
 from matting.results import ledger
-from matting.results.pipeline import CutoutFormat, PredictionSettings, Sink, Stage
+from matting.results.cutouts import BadBackground, CutoutFormat, check_cutout_options, find_background
+from matting.results.pipeline import PredictionSettings, Sink, Stage
 from matting.storage import lease, store
 from matting.storage.errors import StorageError
 from matting.storage.uri import absolute_uri
 
-ACTIONABLE = (StorageError, CheckpointError, ClusterError, UnsupportedFormatError)  # of tasks; their messages suffice
+# Errors that a user can act on, in a task that had begun.
+EXPECTED = (StorageError, CheckpointError, ClusterError, UnsupportedFormatError, BadBackground)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,11 @@ class PredictConfig(LeaseOptions):
         images: URI of a folder of photos, or of a Parquet or CSV table with a column of URIs or of image bytes.
         output: URI of the folder for mattes, ledger, summary and page.
         write: Outputs for each photo: alpha, cutout, or both with a comma between.
-        format: File format of cutouts.
+        format: File format of cutouts. JPEG needs a background.
+        background: New background of cutouts: a colour (white, "#ffffff"), or the URI of an image, which is scaled to
+            cover the cutout and cropped at its centre. Empty to keep cutouts transparent.
+        crop: Crop cutouts to the person, with a margin of this fraction of the longer side of the person's box, from 0
+            to 1. Alphas are always whole.
         refine: Method of enlarging alphas to the photo's size: "none" interpolates; "guided" follows the photo's edges;
             "mirrored" does so after test-time augmentation with the photo's mirror image, in twice the time.
         precision: Number format of the network. "auto" is the fastest one that all nodes can compute. Formats differ in
@@ -93,6 +99,8 @@ class PredictConfig(LeaseOptions):
     output: str
     write: str = "alpha"
     format: CutoutFormat = "png"
+    background: str = ""
+    crop: float | None = None
     refine: Refine = "guided"
     precision: PrecisionOption = "auto"
     sink: Sink = "files"
@@ -109,6 +117,9 @@ class PredictConfig(LeaseOptions):
     def __post_init__(self) -> None:
         if not self.write_kinds or set(self.write_kinds) - {"alpha", "cutout"}:
             raise ValueError(f"--write takes alpha, cutout or alpha,cutout, is {self.write!r}")
+        check_cutout_options(self.format, bool(self.background), self.crop)
+        if "cutout" not in self.write_kinds and (self.background or self.crop is not None):
+            raise ValueError("--background and --crop are for cutouts: add --write cutout or --write alpha,cutout")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be 1 or more, is {self.limit}")
         if self.workers is not None and self.workers < 1:
@@ -126,9 +137,19 @@ class PredictConfig(LeaseOptions):
         return tuple(sorted({kind.strip() for kind in self.write.split(",") if kind.strip()}))
 
     def settings(self, precision: NumberFormat) -> PredictionSettings:
-        """Return the settings that determine the outputs of a photo, for the ledger."""
+        """Return the settings that determine the outputs of a photo, for the ledger.
+
+        Raises:
+            BadBackground: The background is neither a colour nor an image that can be read.
+        """
         return PredictionSettings(
-            write=self.write_kinds, format=self.format, refine=self.refine, sink=self.sink, precision=precision
+            write=self.write_kinds,
+            format=self.format,
+            refine=self.refine,
+            sink=self.sink,
+            precision=precision,
+            background=find_background(self.background) if self.background else None,
+            crop=self.crop,
         )
 
 
@@ -196,7 +217,10 @@ def carry_out(
     found = start_prediction_cluster(options.device, options.workers)
     if not found.is_own:
         require_precision(work.settings.precision, options.device)
-    inputs = (work.checkpoint, source, *photos.table["uri"].slice(0, 1).to_pylist())
+    background = work.settings.background
+    inputs = [work.checkpoint, source, *photos.table["uri"].slice(0, 1).to_pylist()]
+    if background and background.source != background.identity:  # not a colour
+        inputs.append(background.source)
     with visibility.prove(found.is_own, output, inputs) as token:
         summary = predict(replace(work, token=token), due, options, found)
 
@@ -257,7 +281,7 @@ def predict(work: PredictionWork, due: pa.Table, options: PredictConfig, found: 
                 publish(work.run, rows)
                 progress.update(len(rows))
                 stop_if_sick(summary, len(due), options.max_failed)
-        except (RayError, NoDeviceLeftError, *ACTIONABLE) as error:
+        except (RayError, NoDeviceLeftError, *EXPECTED) as error:
             kind = ClusterError if isinstance(error, ClusterError) else JobError
             raise kind(
                 f"stopped after {summary.total:,} of {len(due):,} photos; what is done stays done, run again. "
@@ -287,7 +311,7 @@ def stop_if_sick(summary: PredictionSummary, due: int, max_failed: float) -> Non
 
 def reason_of(error: Exception) -> str:
     """Return an error's message, without the task's traceback if it is an error that a user can act on."""
-    if isinstance(error, RayTaskError) and isinstance(error, ACTIONABLE):
+    if isinstance(error, RayTaskError) and isinstance(error, EXPECTED):
         return str(error.cause).splitlines()[0]
     return str(error)
 
@@ -302,24 +326,6 @@ def publish(run: str, rows: list[dict[str, Any]]) -> None:
     for block in filter(None, (row["block"] for row in rows)):
         for stage in get_args(Stage):
             telemetry.add_to_counter(telemetry.PREDICT_SECONDS, block[stage] or 0.0, run=run, stage=stage)
-
-
-# Report ---------------------------------------------------------------------------------------------------------------
-
-
-def print_result(output: str, summary: PredictionSummary, skipped: int) -> None:
-    """Print the counts and times of this run, and where its page is."""
-    print(f"{summary.done:>11,} done")
-    print(f"{skipped:>11,} skipped, handled before")
-    print(f"{summary.reasons.total():>11,} failed")
-    for reason, count in summary.reasons.most_common():
-        print(f"{count:>15,} {reason}")
-    if summary.transient_reasons:
-        print(f"{summary.transient_reasons.total():>11,} failed for a transient reason; the next run tries them again")
-    for reason, count in summary.transient_reasons.most_common():
-        print(f"{count:>15,} {reason}")
-    print(f"Time went to {summary.shares()}.")
-    print(f"{summary.speed()}. Page: {output}/report.html")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.registry import known_implementations
 
 from matting.data import images
 from matting.data.synthetic import draw_person
@@ -77,6 +79,17 @@ def test_log_entries_have_six_lines_at_most() -> None:
         lines = [line for line in entry.splitlines()[1:] if line]
         assert len(lines) <= 6, entry
         assert re.match(r"20\d\d-\d\d-\d\d · ", entry)
+
+
+def test_stores_of_the_guide_have_their_packages() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    guide = (ROOT / "jobs/README.md").read_text()
+    for scheme, extra in {"gs": "gcs", "az": "azure", "abfs": "azure"}.items():
+        assert f"`{scheme}://…`" in guide
+        assert f"pip install -e '.[{extra}]'" in guide
+        package = known_implementations[scheme]["class"].partition(".")[0]
+        assert f"`{package}`" in guide
+        assert [requirement.partition(">=")[0] for requirement in extras[extra]] == [package]
 
 
 def test_library_guide_examples_run(tmp_path: Path) -> None:

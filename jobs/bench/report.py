@@ -91,6 +91,8 @@ def compute_ratios(results: Results) -> dict[str, float]:
     same_step = "network alone, training, between jobs"
     networks = ("network alone, predicting", "network alone, predicting, float")
     pairs = [(name, network) for network in networks for name in predictions]
+    loops = [(name, f"pipeline in a loop, {name.removeprefix('predict, ')}") for name in predictions]
+    pairs += [(name, loop) for name, loop in loops if loop in names]
     pairs += [(network, "network alone, predicting, eager fp32") for network in networks]
     pairs += [
         (none, "script, predicting, plain loop"),

@@ -18,6 +18,7 @@ from matting.data.pairs import PairsError
 from matting.data.photo_tables import PhotosError
 from matting.data.shards import ShardError
 from matting.nn.checkpoint import CheckpointError
+from matting.results.cutouts import BadBackground
 from matting.results.ledger import LedgerError
 from matting.storage.errors import StorageError
 
@@ -36,6 +37,7 @@ CANNOT_BEGIN = (
     StorageError,
     CheckpointError,
     ClusterError,
+    BadBackground,
 )
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -70,6 +70,10 @@ def parse(
         if presets:
             preset_arguments = [part for path in presets(given) for part in ("--config", str(path))]
             given = parser.parse_args(preset_arguments + arguments)
+        for field in fields(config_type):  # type: ignore[arg-type]  # as above
+            if given[field.name] is None and type(None) not in get_args(field.type):
+                # jsonargparse admits a null for every text, and in YAML an unquoted # begins a comment.
+                raise ValueError(f"--{field.name} is null; give it a value, in YAML with quotes if it begins with #")
         return config_type(**{name: given[name] for name in names})
     except (ArgumentError, ValueError) as error:
         raise ConfigError(explain(str(error), names)) from error

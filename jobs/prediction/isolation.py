@@ -28,6 +28,7 @@ from matting.data.images import Pixels
 from matting.inference.device_errors import DeviceError
 from matting.inference.network import SmallAlphas
 from matting.nn.checkpoint import Checkpoint, CheckpointError
+from matting.results.cutouts import BadBackground
 from matting.results.outcomes import Row, Status, new_row, without_outputs
 from matting.results.output_names import BadKey
 from matting.results.outputs import table_path
@@ -70,7 +71,7 @@ def handle(
         As :meth:`PhotoPipeline.make_outputs`.
 
     Raises:
-        DeviceError, StorageError, CheckpointError, UnsupportedFormatError: As without isolation.
+        DeviceError, StorageError, CheckpointError, UnsupportedFormatError, BadBackground: As without isolation.
     """
     rows, seconds = list[Row](), Counter[str]()
     discard(work, block, f"{number:06d}")  # what an earlier try may have left
@@ -246,7 +247,7 @@ def serve(connection: Connection, work: PredictionWork, is_remote: bool) -> None
             connection.send(("result", result))
     except (EOFError, BrokenPipeError):  # the parent is done, or dead
         return
-    except (DeviceError, StorageError, CheckpointError, UnsupportedFormatError) as error:
+    except (DeviceError, StorageError, CheckpointError, UnsupportedFormatError, BadBackground) as error:
         connection.send(("error", error))
     except Exception as error:  # of any type, which might not survive pickling
         connection.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))

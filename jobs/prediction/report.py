@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -27,6 +27,7 @@ from matting.data.photo_tables import ReadFailure
 from matting.data.photos import Photos, read_photos
 from matting.inference.refine import cutout
 from matting.results import gallery, ledger
+from matting.results.cutouts import has_matte
 from matting.results.pipeline import Stage
 from matting.storage import store
 from matting.storage.errors import NotFoundError, StorageError
@@ -167,7 +168,7 @@ def write_summary(work: PredictionWork, summary: PredictionSummary, photos: int)
         "run": work.run,
         "checkpoint": work.checkpoint,
         "model": work.model,
-        "settings": asdict(work.settings),
+        "settings": json.loads(str(work.settings)),
         "photos": photos,
         "skipped": photos - summary.total,
         **summary.figures(),
@@ -285,13 +286,22 @@ def make_card(
     if confidence is not None:
         facts["confidence"] = confidence
     try:
-        matte = read_matte(key, join_uri(output, row["outputs"][0]), MAX_IMAGE_BYTES)
-        alpha_HW = thumbnail(images.decode_alpha(matte))
+        made = read_matte(key, join_uri(output, row["outputs"][0]), MAX_IMAGE_BYTES)
+        if not has_matte(row):
+            is_opaque = "background" in json.loads(row["settings"])
+            return gallery.Card(key, group, facts, image_HWC, cutout_HWC=finished_cutout(made, is_opaque))
+        alpha_HW = thumbnail(images.decode_alpha(made))
     except (StorageError, images.BadImage) as error:  # another run or a person has removed or damaged it
         return gallery.Card(key, group, {**facts, "matte": f"made, and gone since: {error}"}, image_HWC)
     if image_HWC is None or image_HWC.shape[:2] != alpha_HW.shape:
         return None
     return gallery.Card(key, group, facts, image_HWC, alpha_HW, cutout(image_HWC, alpha_HW))
+
+
+def finished_cutout(data: bytes, is_opaque: bool) -> Pixels:
+    """Decode a cutout that is cropped or on a background, at the size that the page shows: RGB if opaque, else RGBA."""
+    image_HWC = images.decode_image(data)
+    return thumbnail(image_HWC if is_opaque else np.dstack([image_HWC, images.decode_alpha(data)]))
 
 
 def thumbnail(array: Pixels) -> Pixels:

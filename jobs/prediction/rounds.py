@@ -54,44 +54,70 @@ def handle_in_rounds(
     """
     coordinator = start_coordinator()
     left, broken = list(range(len(blocks))), list[BrokenDevice]()
-    while left:
-        returned: list[int] = []
-        selector = not_on(excluded_nodes(broken))
-        networks = start_gpu_networks(work, count_gpus(found, broken), coordinator, selector)
-        dataset: ray.data.Dataset = ray.data.from_arrow([blocks[number] for number in left])
-        context = dataset.context
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.raise_original_map_exception = True
-        options: dict[str, Any] = {"label_selector": selector} if selector else {}
+    try:
+        while left:
+            returned = dict[int, str]()
+            for rows in handle_round(
+                work, [blocks[number] for number in left], found, workers, photo_seconds, coordinator, broken
+            ):
+                if rows[0]["status"] != RETURNED:
+                    yield rows
+                    continue
+                number = rows[0]["block"]["number"]
+                returned[number] = rows[0]["error"]
+                coordinator.forget.remote(number)
+                require_a_device(ray.get(coordinator.broken.remote()), found)
+            before, broken = broken, ray.get(coordinator.broken.remote())
+            for device in broken[len(before) :]:
+                print(f"Broken: {device}. Its photos are handled elsewhere.", flush=True)
+            left = sorted(returned)
+            if left and len(broken) == len(before):
+                raise NoDeviceLeftError(
+                    f"{len(left):,} blocks came back, though no device is broken: {returned[left[0]]}."
+                )
+    finally:
+        ray.kill(coordinator)
+
+
+def handle_round(
+    work: PredictionWork,
+    blocks: list[pa.Table],
+    found: Resources,
+    workers: int | None,
+    photo_seconds: float,
+    coordinator: Any,
+    broken: list[BrokenDevice],
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Handle blocks on all nodes but the excluded ones, and yield the rows of each, or its single returned row.
+
+    Args:
+        work, blocks, found, workers, photo_seconds: As for :func:`handle_in_rounds`.
+        coordinator: Handle of the run's coordinator.
+        broken: Devices that broke in earlier rounds.
+    """
+    selector = not_on(excluded_nodes(broken))
+    networks = start_gpu_networks(work, count_gpus(found, broken), coordinator, selector)
+    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+    context = dataset.context
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    options: dict[str, Any] = {"label_selector": selector} if selector else {}
+    dataset = dataset.map_batches(
+        partial(handle_block, work=work, actors=RunActors(coordinator, networks), photo_seconds=photo_seconds),
+        batch_size=None,
+        batch_format="pyarrow",
         # Nodes may join another's cluster later; without a limit, tasks run on them too.
-        size = tasks_at_a_time(found, workers) if workers or found.is_own else None
-        dataset = dataset.map_batches(
-            partial(handle_block, work=work, actors=RunActors(coordinator, networks), photo_seconds=photo_seconds),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=size),
-            num_cpus=cpus_of_a_task(found),
-            **options,
-        )
+        compute=ray.data.TaskPoolStrategy(size=tasks_at_a_time(found, workers) if workers or found.is_own else None),
+        num_cpus=cpus_of_a_task(found),
+        **options,
+    )
+    try:
         batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in batches:
-            rows = batch.to_pylist()
-            given_back = [row for row in rows if row["status"] == RETURNED]
-            for row in given_back:
-                reason = row["error"]
-                returned.append(row["block"]["number"])
-                coordinator.forget.remote(row["block"]["number"])
-                require_a_device(ray.get(coordinator.broken.remote()), found)
-            if len(given_back) < len(rows):
-                yield [row for row in rows if row["status"] != RETURNED]
+            yield batch.to_pylist()
+    finally:
         for network in networks:
             ray.kill(network)
-        before, broken = broken, ray.get(coordinator.broken.remote())
-        for device in broken[len(before) :]:
-            print(f"Broken: {device}. Its photos are handled elsewhere.", flush=True)
-        if returned and len(broken) == len(before):
-            raise NoDeviceLeftError(f"{len(returned):,} blocks came back, though no device is broken: {reason}.")
-        left = sorted(returned)
 
 
 def not_on(nodes: list[str]) -> dict[str, str] | None:

@@ -44,6 +44,7 @@ MAX_IMAGE_BYTES = 8 * MAX_PIXELS
 MAX_JPEG_SCANS = 100
 
 MAX_WEBP_SIDE = 16_383
+MAX_JPEG_SIDE = 65_500  # of libjpeg, a little less than the format's own
 
 # Largest difference between the channels of a grey matte stored as RGB, after JPEG's rounding. Photos exceed it.
 _GREY_TOLERANCE = 16
@@ -192,7 +193,7 @@ def encode_png(array: Pixels) -> bytes:
 
 
 def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
-    """Encode cutout_HWC (RGBA), uint8, as WebP: lossy colours, none under alpha 0, and lossless alpha.
+    """Encode cutout_HWC (RGBA) or image_HWC, uint8, as WebP: lossy colours, none under alpha 0, and lossless alpha.
 
     Raises:
         BadImage: A side is longer than WebP allows.
@@ -206,7 +207,14 @@ def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
 
 
 def encode_jpeg(image_HWC: Pixels, quality: int = 95) -> bytes:
-    """Encode image_HWC, uint8 RGB, as JPEG with its colours at full resolution (4:4:4)."""
+    """Encode image_HWC, uint8 RGB, as JPEG with its colours at full resolution (4:4:4).
+
+    Raises:
+        BadImage: A side is longer than JPEG allows.
+    """
+    height, width = image_HWC.shape[:2]
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise BadImage(f"{width}×{height} pixels, more than the {MAX_JPEG_SIDE:,} a side that JPEG holds; choose PNG")
     buffer = BytesIO()
     Image.fromarray(image_HWC).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

@@ -29,7 +29,7 @@ EXPLANATIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """One photo of the run. Arrays are uint8 of one height and width, 255 is opaque.
+    """One photo of the run. Arrays are uint8, 255 is opaque.
 
     The page shows thumbnails of at most THUMBNAIL pixels a side, so callers with many cards may shrink arrays first.
 
@@ -38,7 +38,9 @@ class Card:
         group: Heading under which the card stands.
         facts: Facts under the images; the reason of a failure.
         image_HWC: Photo; None if it could not be decoded.
-        alpha_HW, cutout_HWC: Predicted alpha, and its cutout (RGBA); both None if the photo failed.
+        alpha_HW: Predicted alpha, of the photo's size; None if the photo failed, or its alpha is not known.
+        cutout_HWC: Cutout: RGBA of the photo's size beside an alpha. Without an alpha it may be cropped, so it has any
+            size, and be on a background, RGB. None if the photo failed.
     """
 
     key: str
@@ -51,10 +53,10 @@ class Card:
     def __post_init__(self) -> None:
         pixels = self.image_HWC, self.alpha_HW, self.cutout_HWC
         image, *layers = [None if array is None else array.shape[:2] for array in pixels]
-        if layers not in ([None, None], [image, image]):
+        if self.alpha_HW is not None and layers != [image, image]:
             raise ValueError(
                 f"card {self.key!r}: image is {image}, alpha and cutout are {layers}; expected all of one height and "
-                "width, or neither alpha nor cutout"
+                "width, or no alpha"
             )
 
 
@@ -97,13 +99,11 @@ def gallery_page(
 
 
 def _card_images(card: Card) -> dict[str, dict[str, str | int]]:
-    """Return the images of a card by name: photo, alpha and cutout, as far as it has them."""
-    pixels = {}
-    if card.image_HWC is not None:
-        pixels["photo"] = card.image_HWC
-    if card.alpha_HW is not None and card.cutout_HWC is not None:
-        pixels |= {"alpha": card.alpha_HW, "cutout": card.cutout_HWC}
-    return {name: embed_image(name, _thumbnail(array)) for name, array in pixels.items()}
+    """Return the images of a card by name: photo, alpha, and cutout or composite, as far as it has them."""
+    is_composite = card.cutout_HWC is not None and card.alpha_HW is None and card.cutout_HWC.shape[2] == 3
+    cutout = "composite" if is_composite else "cutout"
+    pixels = {"photo": card.image_HWC, "alpha": card.alpha_HW, cutout: card.cutout_HWC}
+    return {name: embed_image(name, _thumbnail(array)) for name, array in pixels.items() if array is not None}
 
 
 def _thumbnail(pixels: Pixels) -> Image.Image:

@@ -45,20 +45,26 @@ LEDGER_SCHEMA = pa.schema(
         ("settings", pa.string()),  # str(PredictionSettings)
         ("status", pa.string()),  # "done", "failed" or "transient"
         ("error", pa.string()),  # reason of a failure; null when done
-        ("width", pa.int32()),  # this column and the next three are null unless done
+        ("width", pa.int32()),  # this column and the next seven are null unless done
         ("height", pa.int32()),
         ("coverage", pa.float32()),  # mean alpha, in [0, 1]
         ("confidence", pa.float32()),  # `metrics.confidence` of the alpha, in [0, 1]
+        ("left", pa.int32()),  # `compose.PersonBox`; this column and the next three are null if there is nobody
+        ("top", pa.int32()),
+        ("right", pa.int32()),
+        ("bottom", pa.int32()),
         ("outputs", pa.list_(pa.string())),  # paths relative to the output folder
         ("run", pa.string()),
         ("finished_at", pa.timestamp("us")),  # UTC without a time zone: DuckDB would need one more package
     ]
 )
+MEASURED = ("width", "height", "coverage", "confidence", "left", "top", "right", "bottom")  # figures of a done photo
 STATES = ("new", "changed", "outdated", "transient", "failed", "done")
 
 _FOLDER = "_ledger"
 _MERGED = "merged-"  # prefix of the parts that compaction writes
 _ORDER = ("key", "finished_at", "run")  # the last row of a key, sorted by these columns, is its current one
+_ADDED = ("left", "top", "right", "bottom")  # columns that the parts of earlier versions lack: null there
 _FEW_VALUES = ["model", "settings", "status", "error"]  # columns that are dictionary-encoded in memory
 _REQUESTS = 32  # parallel requests: a part takes some 50 ms on object storage, and a run leaves hundreds of parts
 
@@ -208,7 +214,10 @@ def _read_part(uri: str, columns: Sequence[str]) -> pa.Table:
     data = store.read_bytes(uri)
     try:
         file = pq.ParquetFile(io.BytesIO(data), read_dictionary=_FEW_VALUES, page_checksum_verification=True)
-        return file.read(columns=list(columns)).select(columns).cast(_memory_schema(columns))
+        table = file.read(columns=list(columns))
+        for name in {*_ADDED}.intersection(columns).difference(table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), LEDGER_SCHEMA.field(name).type))
+        return table.select(columns).cast(_memory_schema(columns))
     except (OSError, KeyError, pa.ArrowException) as error:  # damage, other columns, or other types
         raise LedgerError(
             f"{uri} is damaged or no part of a ledger ({error}). Move it away; if it was one, the photos that only it "

@@ -43,7 +43,7 @@ def new_row(photo: Mapping[str, Any], model: str, settings: str, run: str) -> Ro
 
 def without_outputs(row: Row, status: Status, reason: str) -> Row:
     """Return the row of a photo that has no outputs, and why."""
-    unknown = dict.fromkeys(("width", "height", "coverage", "confidence"))
+    unknown = dict.fromkeys(ledger.MEASURED)
     return {**row, **unknown, "status": status, "error": reason, "outputs": [], "written": 0}
 
 

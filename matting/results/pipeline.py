@@ -26,12 +26,13 @@ from matting.data import images
 from matting.data.images import BadImage, Pixels
 from matting.data.photo_tables import ReadFailure
 from matting.data.photos import read_photos
+from matting.inference.compose import PersonBox, person_box
 from matting.inference.device_errors import DeviceError, is_device_error
 from matting.inference.input_shapes import Shape
 from matting.inference.predictor import Predictor, Refine
-from matting.inference.refine import cutout
 from matting.nn.metrics import confidence, coverage
 from matting.nn.precision import NumberFormat
+from matting.results.cutouts import Background, CutoutEncoder, CutoutFormat
 from matting.results.outcomes import Row, Status, new_row, record, without_outputs
 from matting.results.output_names import BadKey, output_name
 from matting.results.outputs import TABLE_SCHEMA, table_path, write_table
@@ -40,7 +41,6 @@ from matting.storage.errors import StorageError
 from matting.storage.uri import is_local, join_uri
 
 Kind = Literal["alpha", "cutout"]
-CutoutFormat = Literal["png", "webp"]
 Sink = Literal["files", "table"]
 Stage = Literal["fetch", "decode", "network", "refine", "encode", "write", "ledger"]
 
@@ -63,6 +63,9 @@ class PredictionSettings:
         refine: Way from small alphas to the photo's size.
         sink: Whether outputs are files of their own, or rows of Parquet tables.
         precision: Number format that the network predicts in, which changes single pixels of a matte.
+        background: New background of cutouts; None to keep them transparent.
+        crop: Margin around the person in cropped cutouts, as a fraction; None for the whole photo. Alphas are always
+            whole.
     """
 
     write: tuple[Kind, ...]
@@ -70,9 +73,13 @@ class PredictionSettings:
     refine: Refine
     sink: Sink
     precision: NumberFormat
+    background: Background | None = None
+    crop: float | None = None
 
     def __str__(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self) | {"background": self.background and self.background.identity}
+        # Without an option that is not used, the text is the same as before the option existed: no photo becomes due.
+        return json.dumps({name: value for name, value in values.items() if value is not None}, sort_keys=True)
 
     def suffix(self, kind: Kind) -> str:
         """Return the suffix of files of this kind, without a dot."""
@@ -136,6 +143,9 @@ class PhotoPipeline:
         model: Identity of the checkpoint.
         predictor: Predictor of that checkpoint.
         micro_batch: Number of photos that the predictor receives at once.
+
+    Raises:
+        BadBackground, StorageError: The background of cutouts was replaced, or cannot be read.
     """
 
     def __init__(
@@ -143,6 +153,7 @@ class PhotoPipeline:
     ) -> None:
         self._output, self._settings, self._run, self._model = output, settings, run, model
         self._predictor, self._micro_batch = predictor, micro_batch
+        self._cutouts = CutoutEncoder(settings.format, settings.background, settings.crop)
 
     def handle(
         self, photos: pa.Table, number: int, on_progress: OnProgress = lambda: None
@@ -300,6 +311,7 @@ class PhotoPipeline:
             "height": photo.height,
             "coverage": coverage(alpha_HW),
             "confidence": confidence(alpha_HW),
+            **(box._asdict() if (box := person_box(alpha_HW)) else dict.fromkeys(PersonBox._fields)),
         }
         return _EncodedPhoto(photo.row | measured, contents)
 
@@ -308,5 +320,4 @@ class PhotoPipeline:
             return images.encode_png(alpha_HW)
         is_whole = photo.image_HWC.shape[:2] == alpha_HW.shape
         image_HWC = photo.image_HWC if is_whole else images.decode_image(photo.data)
-        cutout_HWC = cutout(image_HWC, alpha_HW)
-        return images.encode_webp(cutout_HWC) if self._settings.format == "webp" else images.encode_png(cutout_HWC)
+        return self._cutouts.encode(image_HWC, alpha_HW)

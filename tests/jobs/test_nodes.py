@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,12 @@ from jobs import predict
 from jobs.common.cli import run_job
 from jobs.prediction import devices
 from tests.support.predictions import FakeGpuWork
+from tests.support.sickness import SickNodeWork
 
 devices.require_gpus = lambda is_own: None
 run_job(partial(predict.main, work_class=FakeGpuWork))
 """
+PREDICT_ON_A_SICK_NODE = PREDICT_ON_FAKE_GPUS.replace("=FakeGpuWork", "=SickNodeWork")
 
 
 def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster) -> None:
@@ -211,14 +214,6 @@ def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster)
     assert_same_as_predictor(tmp_path / "out", trained, 150)
 
 
-SICK = """
-import sys
-from jobs import predict
-from tests.support.sickness import SickNodeWork
-predict.main(sys.argv[1:], SickNodeWork)
-"""
-
-
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster: Cluster, gpus: int) -> None:
     trained = new_checkpoint(tmp_path / "trained", seed=0)
@@ -227,7 +222,7 @@ def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster
         cluster.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=80_000_000)
     cluster.wait_for_nodes()
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
-    subprocess.run([sys.executable, "-c", SICK, *options], check=True)
+    subprocess.run([sys.executable, "-c", PREDICT_ON_A_SICK_NODE, *options], check=True)
     assert_accounted_for(tmp_path / "out", photo_keys(300))
     assert_same_as_predictor(tmp_path / "out", trained, 300)
 
@@ -244,25 +239,32 @@ time.sleep(600)
 """
 
 
+@contextmanager
+def started_python(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a Python script, and kill it at the end if it still runs."""
+    command = [sys.executable, "-c", script, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_job_says_what_it_waits_for(tmp_path: Path, cluster: Cluster) -> None:
     trained = new_checkpoint(tmp_path / "trained", seed=0)
     write_photos(tmp_path / "photos", 10)
     cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
     cluster.wait_for_nodes()
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
-    with subprocess.Popen([sys.executable, "-c", HOLD_GPU], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            jobs.wait_for_line(holder, "held")
-            command = [sys.executable, "-c", PREDICT_ON_FAKE_GPUS, *options]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-                line = jobs.wait_for_line(process, "Predicting tasks wait for 1 CPUs")
-                assert "Free are 2 of 2 CPUs and 0 of 1 GPUs." in line
-                assert not (tmp_path / "out/_ledger").exists()
-                holder.kill()
-                output, _ = process.communicate(timeout=200)
-                assert process.returncode == 0, output
-        finally:
+    with started_python(HOLD_GPU) as holder:
+        jobs.wait_for_line(holder, "held")
+        with started_python(PREDICT_ON_FAKE_GPUS, *options) as process:
+            line = jobs.wait_for_line(process, "Predicting tasks wait for 1 CPUs")
+            assert "Free are 2 of 2 CPUs and 0 of 1 GPUs." in line
+            assert not (tmp_path / "out/_ledger").exists()
             holder.kill()
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
     assert_accounted_for(tmp_path / "out", photo_keys(10))
 
 

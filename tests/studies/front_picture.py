@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from matting.data.synthetic import draw_person
+from matting.inference.compose import on_background
 from matting.inference.predictor import Predictor
 from matting.inference.refine import cutout
 
@@ -35,19 +36,18 @@ def main() -> None:
     for place, number in enumerate(options.people):
         photo_HWC, _ = draw_person(SEED, number, WIDTH, HEIGHT)
         (alpha_HW,) = predictor.alphas([photo_HWC])
-        panels = photo_HWC, np.repeat(alpha_HW[..., None], 3, axis=2), on_background(cutout(photo_HWC, alpha_HW))
+        composite_HWC = on_background(cutout(photo_HWC, alpha_HW), gradient(WIDTH, HEIGHT))
+        panels = photo_HWC, np.repeat(alpha_HW[..., None], 3, axis=2), composite_HWC
         for panel, pixels in enumerate(panels):
             sheet.paste(Image.fromarray(pixels), ((3 * place + panel) * (WIDTH + GAP), 0))
     sheet.save(options.output, quality=88)
 
 
-def on_background(cutout_HWC: np.ndarray) -> np.ndarray:
-    """Composite a cutout on the background gradient: RGBA uint8 -> RGB uint8."""
-    alpha = cutout_HWC[..., 3:] / 255
-    down = np.linspace(0, 1, len(cutout_HWC))[:, None, None]
-    background = (1 - down) * np.array(BACKGROUND[0]) + down * np.array(BACKGROUND[1])
-    composed: np.ndarray = np.rint(alpha * cutout_HWC[..., :3] + (1 - alpha) * background).astype(np.uint8)
-    return composed
+def gradient(width: int, height: int) -> np.ndarray:
+    """Return the background: uint8 RGB (height, width, 3)."""
+    down = np.linspace(0, 1, height)[:, None]
+    rows = np.rint((1 - down) * BACKGROUND[0] + down * BACKGROUND[1]).astype(np.uint8)
+    return np.repeat(rows[:, None], width, axis=1)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m tests.studies.soak --faults 50 --seed 0
 
     1. train and predict once, undisturbed                            the references
-    2. run a job again in another place and inject one fault          worker, task, node, driver or storage
-    3. wait until it has recovered                                    after a driver or storage fault: run it again
+    2. run a job again in another place and inject one fault          see KINDS
+    3. wait until it has recovered                                    unless it must recover itself: run it again
     4. compare ledger, outputs and run folder with the references     byte for byte
 
 The study uses drawn people, a cluster of two nodes with one core each, and S3 behind a proxy or local folders. Kind,
@@ -21,12 +21,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from subprocess import Popen
-from typing import Any, Literal
+from subprocess import DEVNULL, Popen
+from typing import Any, Literal, get_args
 from unittest.mock import patch
 
 import boto3
@@ -42,17 +42,33 @@ from matting.storage.errors import NotFoundError
 from matting.storage.uri import is_local
 from tests.support import faults, jobs
 from tests.support.clusters import ENVIRONMENT, HEAD, processes_of
+from tests.support.paths import ROOT
+from tests.support.sabotage.sitecustomize import POISON
 from tests.support.stores import CREDENTIALS, moto
 
-Kind = Literal["worker", "task", "node", "driver", "storage"]
-KINDS: tuple[Kind, ...] = ("worker", "task", "node", "driver", "storage")
-SELF_HEALING = ("worker", "task", "node")  # a job recovers from these without being run again
+Kind = Literal[
+    "worker",  # a process of training is killed
+    "task",  # a process of predicting is killed
+    "node",  # all processes of a node are killed, and another node joins
+    "driver",  # the job's own process is killed
+    "storage",  # the store refuses a third of the requests until the end, or all of them for seconds
+    "outage",  # the store refuses all requests for OUTAGE_SECONDS
+    "second driver",  # the same command runs once more beside the first
+    "sick network",  # a node joins whose network raises the error of a broken GPU
+    "poison photo",  # a photo ends the process that decodes it
+    "own disk",  # a node joins that does not see the output's folder
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SELF_HEALING = ("worker", "task", "node", "sick network", "poison photo")  # the job is not to be run again
+ONLY_PREDICT = ("task", "sick network", "poison photo")
+OUTAGE_SECONDS = 60.0  # four times as long as a request is retried
 
 PHOTOS = 150  # half a second of work on two cores, long enough to hit the middle
 EPOCHS = 4
 TRAIN = ("train", "--width=4", "--size=32", "--synthetic-pairs=60", f"--epochs={EPOCHS}", "--name=run")
 PROCESSES = {"train": "RayTrainWorker", "predict": "MapBatches"}  # part of the command line of working processes
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+POISONED = "0/poison.jpg"
 RUN_TIMEOUT = 240  # seconds
 MAX_RERUNS = 3
 
@@ -91,15 +107,16 @@ def plan(count: int, seed: int) -> Iterator[Fault]:
         if number % len(KINDS) == 1:
             kinds = draw.sample(KINDS, len(KINDS))
         kind = kinds.pop()
-        job = {"worker": "train", "task": "predict"}.get(kind) or draw.choice(list(PROCESSES))
+        only = "train" if kind == "worker" else "predict" if kind in ONLY_PREDICT else None
+        job = only or draw.choice(list(PROCESSES))
         yield Fault(
             number,
             kind,
             job,
-            on_s3=kind == "storage" or draw.random() < 0.5,
+            on_s3=kind in ("storage", "outage") or (kind != "own disk" and draw.random() < 0.5),
             moment=draw.randrange(EPOCHS if job == "train" else PHOTOS * 3 // 4),
             delay=draw.uniform(0, 1) if job == "train" else 0,
-            seconds=draw.choice([draw.uniform(0.5, 4), None]),
+            seconds=OUTAGE_SECONDS if kind == "outage" else draw.choice([draw.uniform(0.5, 4), None]),
         )
 
 
@@ -113,6 +130,7 @@ class Soak:
     cluster: Cluster
     draw: random.Random
     nodes: list[Any] = field(default_factory=list)
+    guests: list[Any] = field(default_factory=list)  # nodes that join for one fault
     outputs: list[str] = field(default_factory=list)  # terminal output of all runs
     mattes: dict[str, bytes] = field(default_factory=dict)  # reference mattes by key
     history: list[dict[str, Any]] = field(default_factory=list)  # reference rows of metrics.jsonl
@@ -124,7 +142,10 @@ class Soak:
         for number in range(PHOTOS):
             photo = images.encode_jpeg(draw_person(5, number, 40, 40)[0])
             for place in (self.root, self.bucket):
-                store.write_bytes(f"{place}/photos/{number % 3}/{number:03}.jpg", photo)
+                for folder in ("photos", "poisoned"):
+                    store.write_bytes(f"{place}/{folder}/{number % 3}/{number:03}.jpg", photo)
+        for place in (self.root, self.bucket):
+            store.write_bytes(f"{place}/poisoned/{POISONED}", photo + POISON)
         for job in PROCESSES:
             code, output = self.finish(self.start(job, str(self.root), "undisturbed"))
             if code:
@@ -136,13 +157,13 @@ class Soak:
         self.check_predict(place, others={"run"})
         self.check_train(f"{place}/run")
 
-    def start(self, job: str, place: str, name: str) -> "Popen[str]":
-        """Start a job whose results go to a folder of this name."""
+    def start(self, job: str, place: str, name: str, photos: str = "photos") -> "Popen[str]":
+        """Start a job whose results go to a folder of this name; it predicts this collection of photos."""
         output = f"--output={place}/{name}"
         if job == "train":
             return jobs.started(*TRAIN, output)
         trained = f"{self.root}/undisturbed/run/best"
-        options = (f"--checkpoint={trained}", f"--images={place}/photos")
+        options = (f"--checkpoint={trained}", f"--images={place}/{photos}")
         return jobs.started("predict", *options, output)
 
     def finish(self, process: "Popen[str]") -> tuple[int, str]:
@@ -158,7 +179,15 @@ class Soak:
             ViolationError: A result differs from the references.
         """
         place, name = self.bucket if fault.on_s3 else str(self.root), f"fault-{fault.number:03}"
-        process = self.start(fault.job, place, name)
+        photos = "poisoned" if fault.kind == "poison photo" else "photos"
+        with self.own_disk() if fault.kind == "own disk" else nullcontext():
+            process = self.start(fault.job, place, name, photos)
+            if fault.kind == "own disk":
+                code, output = self.finish(process)
+                if code != 2:
+                    raise ViolationError(f"a node that does not see {place} ends in exit code {code}:\n{output}")
+        if fault.kind == "own disk":
+            process = self.start(fault.job, place, name, photos)
         try:
             wait_for(process, fault, f"{place}/{name}")
             began = time.monotonic()
@@ -168,31 +197,66 @@ class Soak:
             self.proxy.plan = repeat(None)
             if code and fault.kind in SELF_HEALING:
                 raise ViolationError(f"the run did not recover, exit code {code}:\n{output}")
-            while (code or (fault.job == "predict" and failed(f"{place}/{name}"))) and reruns < MAX_RERUNS:
+            while (code or has_failed(fault, f"{place}/{name}")) and reruns < MAX_RERUNS:
                 reruns += 1
-                code, output = self.finish(process := self.start(fault.job, place, name))
+                code, output = self.finish(process := self.start(fault.job, place, name, photos))
             if code:
                 raise ViolationError(f"run again {reruns} times, it still fails with exit code {code}:\n{output}")
         finally:
             process.kill()
             self.proxy.plan = repeat(None)
+            while self.guests:
+                self.cluster.remove_node(self.guests.pop(), allow_graceful=False)
         recovered = time.monotonic() - began
         if fault.job == "train":
             self.check_train(f"{place}/{name}/run")
         else:
-            self.check_predict(f"{place}/{name}")
+            self.check_predict(f"{place}/{name}", poisoned=fault.kind == "poison photo")
         how = (f", run again {reruns} times" if reruns else "") + ("" if hit else "; too late, it hit nothing")
         return f"{fault}: recovered in {recovered:.1f} s{how}"
+
+    def alive_nodes(self) -> int:
+        """Return the number of the cluster's nodes."""
+        return sum(node["Alive"] for node in self.cluster.global_state.node_table())
+
+    @contextmanager
+    def own_disk(self) -> Iterator[None]:
+        """Add a node that sees an empty folder where the other nodes see the root of the study."""
+        begin = f"--address={self.cluster.address} --num-cpus=1 --object-store-memory={NODE['object_store_memory']}"
+        start = f"{sys.executable} -m ray.scripts.scripts start {begin} --block"
+        command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs own {self.root} && exec {start}"]
+        before = self.alive_nodes()
+        with Popen(command, stdout=DEVNULL, stderr=DEVNULL) as process:
+            try:
+                while self.alive_nodes() == before:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"{command} ended with exit code {process.returncode}")
+                    time.sleep(0.2)
+                yield
+            finally:
+                jobs.kill([process.pid, *jobs.descendants(process.pid)])
+        while self.alive_nodes() > before:
+            time.sleep(0.2)
 
     def strike(self, fault: Fault, process: "Popen[str]") -> bool:
         """Inject the fault. Return whether the job was still running."""
         if process.poll() is not None:
             return False
+        if fault.kind in ("own disk", "poison photo"):
+            return True  # it was there from the start
         if fault.kind == "driver":
             process.kill()
+        elif fault.kind == "second driver":
+            place, name = self.bucket if fault.on_s3 else str(self.root), f"fault-{fault.number:03}"
+            code, output = self.finish(self.start(fault.job, place, name))
+            if code not in (0, 2):  # 0: the first one had ended, or both predict side by side
+                raise ViolationError(f"the second driver ends in exit code {code}:\n{output}")
+        elif fault.kind == "sick network":
+            with patch.dict(os.environ, {"SABOTAGE": "poison,sick"}):
+                self.guests.append(self.cluster.add_node(**NODE))
         elif fault.kind == "storage" and fault.seconds is None:
             self.proxy.plan = faults.seeded_plan(1 / 3, fault.number)
-        elif fault.kind == "storage":
+        elif fault.kind in ("storage", "outage"):
             self.proxy.plan = repeat("refuse")
             time.sleep(fault.seconds)
             self.proxy.plan = repeat(None)
@@ -211,9 +275,17 @@ class Soak:
             return False
         return True
 
-    def check_predict(self, output: str, others: frozenset[str] | set[str] = frozenset()) -> None:
+    def check_predict(
+        self, output: str, others: frozenset[str] | set[str] = frozenset(), poisoned: bool = False
+    ) -> None:
         """Check that the ledger has every photo once, in one part, and that exactly the reference outputs exist."""
         rows = ledger.read(output).to_pylist()
+        if poisoned:
+            failures = {row["key"]: row["error"] for row in rows if row["status"] == "failed"}
+            expect("failed photos", list(failures), [POISONED])
+            if "SIGSEGV" not in failures[POISONED]:
+                raise ViolationError(f"the poisoned photo failed for another reason: {failures[POISONED]}")
+            rows = [row for row in rows if row["key"] != POISONED]
         expect("keys of the ledger", [row["key"] for row in rows], sorted(self.mattes))
         expect("states", {row["status"] for row in rows}, {"done"})
         for row in rows:
@@ -267,9 +339,11 @@ def wait_for(process: "Popen[str]", fault: Fault, output: str) -> None:
     time.sleep(fault.delay)
 
 
-def failed(output: str) -> list[str]:
-    """Return the errors of photos without a matte. A store that refuses everything for long causes some."""
-    return ledger.read(output)["error"].drop_null().to_pylist()
+def has_failed(fault: Fault, output: str) -> bool:
+    """Return whether photos have no matte that another run can give one. A store that refuses for long causes some."""
+    if fault.job == "train" or fault.kind == "poison photo":
+        return False
+    return len(ledger.read(output)["error"].drop_null()) > 0
 
 
 def expect(what: str, found: object, expected: object) -> None:
@@ -301,6 +375,8 @@ def prepared(root: Path, seed: int) -> Iterator[Soak]:
     """Start store, proxy and cluster, and make the references."""
     with moto() as store, faults.proxy(store, fraction=0) as proxy:
         environment = {**CREDENTIALS, **os.environ, **ENVIRONMENT, "AWS_ENDPOINT_URL": proxy.endpoint}
+        path = [str(ROOT / "tests/support/sabotage"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment |= {"PYTHONPATH": os.pathsep.join(path), "SABOTAGE": "poison"}
         with patch.dict(os.environ, environment):
             name = f"soak-{os.urandom(4).hex()}"
             boto3.session.Session().client("s3").create_bucket(Bucket=name)

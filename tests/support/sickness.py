@@ -17,6 +17,7 @@ from jobs.prediction.blocks import PredictionWork
 from matting.data import images
 from matting.data.images import Pixels
 from matting.inference.network import SmallAlphas
+from tests.support.predictions import FakeGpuWork
 
 HEALTHY_CALLS = 39
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
@@ -53,7 +54,7 @@ class SickDeviceWork(PredictionWork):
         return BreakingNetwork(super().network(device), RuntimeError(CUDA_ERROR), HEALTHY_CALLS)
 
 
-class SickNodeWork(PredictionWork):
+class SickNodeWork(FakeGpuWork):
     """Prediction whose device breaks on one node: the first that loads the network."""
 
     def network(self, device: torch.device) -> SmallAlphas:

@@ -31,32 +31,38 @@ READ_ACTIONS = ("s3:ListBucket", "s3:HeadBucket", "s3:GetObject")
 @contextmanager
 def moto() -> Iterator[str]:
     """Run an S3 server that accepts any credentials. Yields its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     # Short pages, so that a listing of a few dozen objects has more than one.
     settings = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "20"}
     server = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for_port(server, port)
+        wait_for_port(server, port)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(timeout=10)
 
 
-def _wait_for_port(server: subprocess.Popen, port: int, seconds: float = 30) -> None:
+def free_port() -> int:
+    """Return the number of a port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(server: subprocess.Popen, port: int, seconds: float = 30) -> None:
+    """Wait until a server answers on a port."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"the S3 server ended with exit code {server.returncode}; is moto[server] installed?")
+            raise RuntimeError(f"the server ended with exit code {server.returncode}: {server.args}")
         with socket.socket() as client:
             client.settimeout(0.1)
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise RuntimeError(f"the S3 server did not answer on port {port} within {seconds:.0f} s")
+    raise RuntimeError(f"the server did not answer on port {port} within {seconds:.0f} s")
 
 
 @contextmanager

@@ -319,6 +319,13 @@ def test_png_cutout_keeps_transparent_colours():
         np.testing.assert_array_equal(np.asarray(image), cutout_HWC)
 
 
+def test_jpeg_holds_no_longer_side():
+    image_HWC = np.zeros((1, images.MAX_JPEG_SIDE, 3), np.uint8)
+    assert images.image_size(images.encode_jpeg(image_HWC)) == (images.MAX_JPEG_SIDE, 1)
+    with pytest.raises(BadImage, match="1×65501 pixels, more than the 65,500 a side that JPEG holds; choose PNG"):
+        images.encode_jpeg(np.zeros((images.MAX_JPEG_SIDE + 1, 1, 3), np.uint8))
+
+
 def test_jpeg_keeps_colours_at_full_resolution():
     stripes_HWC = np.tile(np.array([RED, BLUE], np.uint8), (16, 8, 1))  # 4:2:0 would blend them into one violet
     assert np.abs(images.decode_image(images.encode_jpeg(stripes_HWC)).astype(int) - stripes_HWC).max() < 60

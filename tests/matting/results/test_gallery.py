@@ -69,9 +69,20 @@ def test_page_of_sixty_photos_is_small():
 
 def test_card_of_two_sizes_is_refused():
     image = np.zeros((4, 5, 3), np.uint8)
-    for wrong in (image, image[..., 0], None), (image, image[:2, :, 0], image), (None, image[..., 0], image):
+    alpha, small = image[..., 0], image[:2]
+    for wrong in (image, alpha, None), (image, small[..., 0], image), (None, alpha, image), (image, alpha, small):
         with pytest.raises(ValueError, match=r"card 'k': image is .*expected all of one height"):
             Card("k", "sample", {}, *wrong)
+
+
+@pytest.mark.parametrize(("channels", "name"), [(3, "composite"), (4, "cutout")])
+def test_finished_cutout_has_any_size(channels, name):
+    photo, _ = draw_person(0, 0, 40, 60)
+    cutout = np.full((10, 20, channels), 200, np.uint8)
+    html = sample_gallery(cards=[Card("a.jpg", "sample", {}, photo, cutout_HWC=cutout)])
+    assert [image.size for image in embedded_images(html)] == [(40, 60), (20, 10)]
+    assert f'"{name} of a.jpg' in html
+    assert "alpha of a.jpg" not in html
 
 
 def test_only_frequent_reasons_are_listed():

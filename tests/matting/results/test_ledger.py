@@ -22,6 +22,7 @@ from matting.results.ledger import LedgerError
 from matting.storage import store
 from matting.storage.errors import NotFoundError
 from tests.support.ledgers import START, Row, ledger_parts, ledger_row, ledger_table
+from tests.support.paths import ROOT
 
 
 def photos(**etags: str) -> pa.Table:
@@ -48,7 +49,7 @@ def test_run_names_sort_by_time():
 
 def test_rows_are_read_back_sorted_by_key(output):
     failed = {"status": "failed", "error": "empty file", "width": None, "height": None, "outputs": []}
-    failed |= {"coverage": None, "confidence": None}
+    failed |= dict.fromkeys(ledger.MEASURED)
     ledger.write_part(output, "r1", 0, [ledger_row("b"), ledger_row("a", **failed)])
     ledger.write_part(output, "r1", 1, ledger_table(ledger_row("ä/c")))
     assert ledger.read(output) == ledger_table(ledger_row("a", **failed), ledger_row("b"), ledger_row("ä/c"))
@@ -75,6 +76,7 @@ def test_parts_have_plain_types(output):
     ledger.write_part(output, "r1", 0, [ledger_row("a"), ledger_row("b", coverage=None)])
     expected = dict.fromkeys(("key", "etag", "model", "settings", "status", "error", "run"), "VARCHAR")
     expected |= {"size": "BIGINT", "width": "INTEGER", "height": "INTEGER", "coverage": "FLOAT", "confidence": "FLOAT"}
+    expected |= dict.fromkeys(("left", "top", "right", "bottom"), "INTEGER")
     expected |= {"outputs": "VARCHAR[]", "finished_at": "TIMESTAMP"}
     for _ in ("as written", "as merged"):
         found = duckdb.sql(f"select * from '{output}/_ledger/*.parquet'")
@@ -95,6 +97,26 @@ def test_part_with_wider_types_is_read(output):
     Path(output, "_ledger").mkdir(parents=True)
     pq.write_table(rewritten, Path(output, "_ledger", "spark.parquet"), use_deprecated_int96_timestamps=True)
     assert ledger.read(output) == ledger_table(ledger_row("a"), ledger_row("b"))
+
+
+def test_part_without_boxes_is_read(output):
+    row = ledger_row("a", left=None, top=None, right=None, bottom=None)
+    written = ledger_table(row).drop_columns(["left", "top", "right", "bottom"])  # as before they were measured
+    Path(output, "_ledger").mkdir(parents=True)
+    pq.write_table(written, Path(output, "_ledger", "r1-000000.parquet"))
+    ledger.write_part(output, "r2", 0, [ledger_row("b", run="r2")])
+    assert ledger.read(output) == ledger_table(row, ledger_row("b", run="r2"))
+    assert ledger.read(output, ["key"])["key"].to_pylist() == ["a", "b"]
+    assert ledger.compact(output) == ledger.read(output)
+
+
+def test_query_of_the_guide_measures_boxes(output):
+    nobody = dict.fromkeys(("left", "top", "right", "bottom"))
+    rows = [ledger_row("a"), ledger_row("b", left=5, right=178), ledger_row("c", **nobody)]
+    ledger.write_part(output, "r1", 0, rows)
+    guide = (ROOT / "jobs/README.md").read_text()
+    (query,) = (line for line in guide.splitlines() if line.startswith("select") and '"left"' in line)
+    assert duckdb.sql(query.replace("s3://mattes/celeba", output)).fetchall() == [("b", 173, 198), ("a", 100, 198)]
 
 
 def test_damaged_part_is_named_and_kept(output):

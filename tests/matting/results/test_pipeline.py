@@ -15,9 +15,11 @@ from PIL import Image
 
 from jobs.bench.workload import untrained_unet
 from matting.data import images
+from matting.data.images import Pixels
 from matting.data.mattes import read_matte
 from matting.data.photos import find_photos
 from matting.data.synthetic import draw_person
+from matting.inference.compose import cover, crop_to_person, on_background
 from matting.inference.device_errors import DeviceError
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor
@@ -25,6 +27,7 @@ from matting.inference.refine import cutout
 from matting.nn.checkpoint import Checkpoint
 from matting.nn.unet import UNetConfig
 from matting.results import ledger, outputs
+from matting.results.cutouts import BadBackground, find_background
 from matting.results.pipeline import PhotoPipeline, PredictionSettings
 from matting.storage import store
 from matting.storage.local import LocalBackend
@@ -112,6 +115,84 @@ def test_each_photo_gets_outputs_and_a_row(predictor: Predictor, photos: Path, t
         assert row["outputs"] == [f"alpha/{key}.png", f"cutout/{key}.png"]
         assert (row["model"], row["settings"]) == ("model", str(settings()))
         assert row["size"] == (photos / key).stat().st_size
+
+
+def test_person_has_a_box(predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw_alpha(width: int, height: int) -> Pixels:
+        alpha = np.zeros((height, width), np.uint8)
+        if (width, height) == SIZES["a.jpg"]:
+            alpha[7:20, 3:11], alpha[30, 33] = 128, 127
+        return alpha
+
+    monkeypatch.setattr(predictor, "enlarge", lambda _, __, sizes: [draw_alpha(*size) for size in sizes])
+    (photos / "empty.png").write_bytes(b"")
+    rows = handle(predictor, settings(write=("alpha",)), photos, tmp_path / "out")
+    boxes = {key: tuple(row[side] for side in ("left", "top", "right", "bottom")) for key, row in rows.items()}
+    assert boxes == dict.fromkeys([*SIZES, "empty.png"], (None,) * 4) | {"a.jpg": (3, 7, 11, 20)}
+
+
+@pytest.mark.parametrize("sink", ["files", "table"])
+def test_cutouts_are_cropped_and_on_the_background(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: str
+) -> None:
+    scene = images.resize(draw_person(8, 0, 64, 64)[0], 90, 20)
+    (tmp_path / "scene.png").write_bytes(images.encode_png(scene))
+    background = find_background(str(tmp_path / "scene.png"))
+
+    def draw_alpha(width: int, height: int) -> Pixels:
+        alpha = np.random.default_rng(width).integers(0, 128, (height, width)).astype(np.uint8)
+        alpha[height // 3 : height // 3 + height // 5 + 1, width // 4 : width // 3 + 1] = 255
+        return alpha
+
+    monkeypatch.setattr(predictor, "enlarge", lambda _, __, sizes: [draw_alpha(*size) for size in sizes])
+    reads: list[str] = []
+    read = store.read_bytes
+    monkeypatch.setattr(store, "read_bytes", lambda uri, *limit: reads.append(uri) or read(uri, *limit))
+    rows = handle(predictor, settings(background=background, crop=0.2, sink=sink), photos, tmp_path / "out")
+    assert reads.count(background.source) == 1
+    shapes = {}
+    for key in SIZES:
+        image = images.decode_image((photos / key).read_bytes())
+        (alpha,) = predictor.alphas([image])
+        layers = crop_to_person(cutout(image, alpha), 0.2)
+        expected = on_background(layers, cover(scene, layers.shape[1], layers.shape[0]))
+        shapes[key] = layers.shape[:2]
+        if sink == "files":
+            contents = {kind: (tmp_path / f"out/{kind}/{key}.png").read_bytes() for kind in ("alpha", "cutout")}
+        else:
+            ((*row,),) = duckdb.sql(
+                f"select alpha, cutout from '{tmp_path}/out/mattes/*.parquet' where key = '{key}'"
+            ).fetchall()
+            contents = dict(zip(("alpha", "cutout"), row, strict=True))
+        np.testing.assert_array_equal(images.decode_alpha(contents["alpha"]), alpha)  # whole
+        np.testing.assert_array_equal(images.decode_image(contents["cutout"]), expected)
+        assert rows[key]["status"] == "done"
+    assert shapes == {"a.jpg": (15, 8), "b/a.jpg": (9, 8), "b/c.png": (1, 1), "d.png": (27, 12), "e.jpg": (2, 1)}
+
+
+@pytest.mark.parametrize(("file_format", "kind"), [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_composite_has_the_format(
+    predictor: Predictor, photos: Path, tmp_path: Path, file_format: str, kind: str
+) -> None:
+    wanted = settings(write=("cutout",), format=file_format, background=find_background("#ff0080"))
+    rows = handle(predictor, wanted, photos, tmp_path)
+    for key, (width, height) in SIZES.items():
+        assert rows[key]["outputs"] == [f"cutout/{key}.{file_format}"]
+        image = images.decode_image((photos / key).read_bytes())
+        (alpha,) = predictor.alphas([image])
+        expected = on_background(cutout(image, alpha), np.full((height, width, 3), (255, 0, 128), np.uint8))
+        with Image.open(tmp_path / f"cutout/{key}.{file_format}") as found:
+            assert (found.format, found.mode) == (kind, "RGB")
+            assert np.abs(np.array(found).astype(int) - expected).mean() < (0.1 if kind == "PNG" else 8)
+
+
+def test_background_that_was_replaced_is_refused(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "scene.png").write_bytes((photos / "d.png").read_bytes())
+    wanted = settings(background=find_background(str(tmp_path / "scene.png")))
+    (tmp_path / "scene.png").write_bytes((photos / "b/c.png").read_bytes())
+    with pytest.raises(BadBackground, match=r"scene\.png was replaced while it was in use; run again"):
+        handle(predictor, wanted, photos, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_webp_cutout_keeps_its_alpha(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
@@ -267,6 +348,44 @@ def test_remove_deletes_listed_outputs_only(predictor: Predictor, photos: Path, 
     else:
         (part,) = (tmp_path / "mattes").iterdir()
         assert set(pq.read_table(part)["key"].to_pylist()) == kept
+
+
+def test_settings_have_the_identity_of_the_background(photos: Path, tmp_path: Path) -> None:
+    def text(background: object, **changes: Any) -> str:
+        return str(settings(background=find_background(str(background)), **changes))
+
+    assert '"background": "#ffffff"' in text("white")
+    assert text("white") == text("#FFF") == text("rgb(255, 255, 255)") != text("black")
+    for copy in ("one.png", "two.png"):
+        (tmp_path / copy).write_bytes((photos / "d.png").read_bytes())
+    assert text(tmp_path / "one.png") == text(tmp_path / "two.png")
+    before = text(tmp_path / "one.png")
+    (tmp_path / "one.png").write_bytes((photos / "b/c.png").read_bytes())
+    assert text(tmp_path / "one.png") != before
+    assert '"crop": 0.0' in str(settings(crop=0.0)) != str(settings(crop=0.1)) != str(settings())
+
+
+@pytest.mark.parametrize("text", ["whit", "#ggg", "none.png", "photos", "page.png", "#ffffff80"])
+def test_background_is_a_colour_or_an_image(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.png").write_text("<html></html>")
+    assert photos.is_dir()
+    with pytest.raises(BadBackground, match=rf"{text}' is (neither a colour, such as|no opaque colour)") as caught:
+        find_background(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_background_is_opaque(tmp_path: Path, mode: str) -> None:
+    clear = Image.new("RGBA", (4, 3), (200, 200, 200, 255))
+    clear.save(tmp_path / "opaque.png")
+    assert find_background(str(tmp_path / "opaque.png")).source == str(tmp_path / "opaque.png")
+    clear.putpixel((1, 1), (0, 0, 0, 0))
+    clear.convert(mode).save(tmp_path / "clear.png", **({"transparency": 0} if mode == "P" else {}))
+    with pytest.raises(BadBackground, match="it is transparent in places"):
+        find_background(str(tmp_path / "clear.png"))
 
 
 def test_settings_are_stable_json() -> None:

@@ -1,5 +1,6 @@
 """Pseudo-labels: photos paired with the predicted mattes that are confident enough."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def test_confident_mattes_become_training_pairs(output: str) -> None:
     assert (pair.key, pair.split) == ("sure.jpg", "train")
     assert pair.image_uri == "s3://bucket/photos/sure.jpg"
     assert pair.matte_uri == f"{output}/alpha/sure.jpg.png"
+
+
+@pytest.mark.parametrize("option", [{"background": "#ffffff"}, {"crop": 0.1}])
+@pytest.mark.parametrize("path", ["cutout/whole.jpg.png", "mattes/r1-000000.parquet"])
+def test_finished_cutouts_are_no_mattes(tmp_path: Path, option: dict[str, object], path: str) -> None:
+    whole = json.dumps({"write": ["cutout"]})
+    ledger.write_part(str(tmp_path), "r1", 0, [ledger_row("whole.jpg", settings=whole, outputs=[path])])
+    (pair,) = pair_predictions(str(tmp_path), "s3://bucket/photos", 0).pairs
+    assert pair.matte_uri == f"{tmp_path}/{path}"
+
+    both = json.dumps({"write": ["alpha", "cutout"]} | option)
+    ledger.write_part(str(tmp_path), "r1", 1, [ledger_row("both.jpg", settings=both, outputs=[path])])
+    assert len(pair_predictions(str(tmp_path), "s3://bucket/photos", 0).pairs) == 2
+
+    finished = json.dumps({"write": ["cutout"]} | option)
+    ledger.write_part(str(tmp_path), "r1", 2, [ledger_row("finished.jpg", settings=finished, outputs=[path])])
+    with pytest.raises(PairsError, match=r"no mattes, of 1 photos: finished\.jpg\. Predict them again with --write"):
+        pair_predictions(str(tmp_path), "s3://bucket/photos", 0)
 
 
 def test_too_high_a_confidence_is_an_error(output: str) -> None:

@@ -1,8 +1,8 @@
-"""Counts of photos by state, as printed before a prediction begins."""
+"""The lines that the job prints before it predicts and after it: the plan, and the result."""
 
 import pyarrow as pa
 
-from jobs.prediction.report import format_duration
+from jobs.prediction.report import PredictionSummary, format_duration
 from matting.data.photos import Photos
 from matting.messages import first_few
 from matting.results import ledger
@@ -41,3 +41,18 @@ def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, ra
         f", about {format_duration(len(due) / rate)} at the last run's {rate:.1f} photos/s" if rate and len(due) else ""
     )
     print(f"{len(plan.due):>11,} left to do{limit}{estimate}", flush=True)
+
+
+def print_result(output: str, summary: PredictionSummary, skipped: int) -> None:
+    """Print the counts and times of this run, and where its page is."""
+    print(f"{summary.done:>11,} done")
+    print(f"{skipped:>11,} skipped, handled before")
+    print(f"{summary.reasons.total():>11,} failed")
+    for reason, count in summary.reasons.most_common():
+        print(f"{count:>15,} {reason}")
+    if summary.transient_reasons:
+        print(f"{summary.transient_reasons.total():>11,} failed for a transient reason; the next run tries them again")
+    for reason, count in summary.transient_reasons.most_common():
+        print(f"{count:>15,} {reason}")
+    print(f"Time went to {summary.shares()}.")
+    print(f"{summary.speed()}. Page: {output}/report.html")
