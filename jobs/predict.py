@@ -45,6 +45,7 @@ from jobs.prediction.report import (
 )
 from jobs.prediction.rounds import NoDeviceLeftError, handle_in_rounds, tasks_at_a_time
 from jobs.prediction.terminal import print_plan, print_result
+from matting.data.images import MAX_PIXELS
 from matting.data.photos import Photos, find_photos
 from matting.inference.predictor import Refine
 from matting.messages import first_few
@@ -87,6 +88,7 @@ class PredictConfig(LeaseOptions):
         max_failed: Fraction of this run's photos that may fail, for their own or a transient reason, in [0, 1]. More
             failures fail the job.
         photo_timeout: Time after which a photo that comes no further has failed, in seconds.
+        max_megapixels: Size of a photo in millions of pixels above which it fails, undecoded.
         prune: Remove the outputs of photos that are no longer in the collection.
         max_pruned: Fraction of the ledger's photos, in [0, 1], above which --prune removes nothing and the job ends
             with exit code 2, as when --images names the wrong folder.
@@ -109,6 +111,7 @@ class PredictConfig(LeaseOptions):
     retry_failed: bool = False
     max_failed: float = 0.01
     photo_timeout: float = 120.0
+    max_megapixels: float = MAX_PIXELS / 1e6
     prune: bool = False
     max_pruned: float = 0.1
     workers: int | None = None
@@ -126,6 +129,8 @@ class PredictConfig(LeaseOptions):
             raise ValueError(f"--workers must be 1 or more, is {self.workers}")
         if self.photo_timeout <= 0:
             raise ValueError(f"--photo-timeout must be more than 0, is {self.photo_timeout:g}")
+        if not 0 < self.max_megapixels <= 10_000:
+            raise ValueError(f"--max-megapixels must be more than 0 and at most 10000, is {self.max_megapixels:g}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max-failed is a fraction from 0 to 1, is {self.max_failed}")
         if not 0 <= self.max_pruned <= 1:
@@ -183,8 +188,8 @@ def main(
         due = with_earlier_outputs(due, known)
         del known
         pa.default_memory_pool().release_unused()  # reading leaves several times the size of what is still needed
-        run = ledger.new_run_name(datetime.now(UTC))
-        work = work_class(checkpoint_uri, model, output, settings, run, fence)
+        run, max_pixels = ledger.new_run_name(datetime.now(UTC)), round(1e6 * options.max_megapixels)
+        work = work_class(checkpoint_uri, model, output, settings, run, max_pixels, fence)
         carry_out(options, work, source, photos, due, pruned, began)
 
 

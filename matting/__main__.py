@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 import pyarrow as pa
 
 from matting.data import images
-from matting.data.images import BadImage, Pixels
+from matting.data.images import BadImage
 from matting.data.photo_tables import PHOTO_SCHEMA, PhotosError, ReadFailure
 from matting.data.photos import find_photos, read_photos
 from matting.inference.predictor import Predictor
@@ -115,9 +115,13 @@ def run(options: argparse.Namespace) -> int:
         try:
             if isinstance(data, ReadFailure):
                 raise BadImage(f"cannot be read: {data.reason}")
-            image_HWC = images.decode_image(data)
-            (alpha_HW,) = predictor.alphas([image_HWC])
-            write_output(outputs[uri], encoded(image_HWC, alpha_HW, None if options.only_mask else encoder))
+            photo = images.decode_photo(data)
+            (alpha_HW,) = predictor.alphas([photo.image_HWC])
+            is_mask = options.only_mask
+            write_output(
+                outputs[uri],
+                images.encode_png(photo.limit(alpha_HW)) if is_mask else encoder.encode(data, photo, alpha_HW),
+            )
             done += 1
         except Exception as error:  # any type: one photo must not take the others down
             failed += 1
@@ -128,11 +132,6 @@ def run(options: argparse.Namespace) -> int:
         ignored = f"; {len(found.ignored):,} other files left out: {first_few(found.ignored)}" if found.ignored else ""
         print(f"{done:,} done, {failed:,} failed{ignored}", file=sys.stderr)
     return failed
-
-
-def encoded(image_HWC: Pixels, alpha_HW: Pixels, encoder: CutoutEncoder | None) -> bytes:
-    """Return the file of a photo's cutout; without an encoder, the file of its alpha."""
-    return encoder.encode(image_HWC, alpha_HW) if encoder else images.encode_png(alpha_HW)
 
 
 def checked_format(options: argparse.Namespace) -> CutoutFormat:

@@ -41,7 +41,7 @@ def measure_stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str,
     with TemporaryDirectory() as folder:
         calls: dict[str, Callable[[int], object]] = {
             "read": lambda i: store.read_bytes(photos[i]),
-            "decode": lambda i: images.decode_reduced(encoded[i], predictor.min_side),
+            "decode": lambda i: images.decode_photo(encoded[i], predictor.min_side),
             "squash": lambda i: squash(image[i], *predictor.input_shape(*sizes[i])),
             "interpolate (--refine none)": lambda i: upsample(small[i], *sizes[i]),
             "refine (--refine guided)": lambda i: guided(small[i], image[i], *sizes[i]),

@@ -19,6 +19,7 @@ import torch
 from jobs.common.devices import promised_gpu
 from jobs.common.visibility import Token
 from jobs.prediction.precision import require_format
+from matting.data.images import MAX_PIXELS
 from matting.inference.network import Network, SmallAlphas
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
@@ -51,6 +52,7 @@ RESULT_SCHEMA = pa.schema(
         "key": pa.string(),
         "status": pa.string(),  # `outcomes.Status`, or RETURNED
         "error": pa.string(),
+        "warning": pa.string(),
         "confidence": pa.float64(),
         "read": pa.int64(),  # bytes
         "written": pa.int64(),
@@ -69,6 +71,7 @@ class PredictionWork:
         output: URI of the output folder.
         settings: What to make of each photo.
         run: Name of the run.
+        max_pixels: Number of pixels above which a photo fails, undecoded.
         fence: Proof of the job's lease of the output folder; None in a test.
         token: Proof that all nodes see the same files; None on a cluster of one machine.
     """
@@ -78,6 +81,7 @@ class PredictionWork:
     output: str
     settings: PredictionSettings
     run: str
+    max_pixels: int = MAX_PIXELS
     fence: Fence | None = None
     token: Token | None = None
 
@@ -114,7 +118,7 @@ class PredictionWork:
         """Return the pipeline of the run, for a network on a device."""
         predictor = Predictor(network, self.settings.refine)
         together = micro_batch_size(device, self.settings.precision)
-        return PhotoPipeline(self.output, self.settings, self.run, self.model, predictor, together)
+        return PhotoPipeline(self.output, self.settings, self.run, self.model, predictor, together, self.max_pixels)
 
 
 def cut_into_blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:

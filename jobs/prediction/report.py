@@ -47,6 +47,7 @@ class PredictionSummary:
         done: Number of photos with outputs.
         reasons: Number of failures by their reason, without names and numbers.
         transient_reasons: Number of transient failures by their reason, likewise.
+        warnings: Number of photos with outputs by the warning about their file, likewise.
         failed: Key and error of the first few failures of either kind.
         places: Number of failures of either kind by their reason, node and device.
         examples: Whole error of the first failure of each of these.
@@ -61,6 +62,7 @@ class PredictionSummary:
     done: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     transient_reasons: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[str, str]] = field(default_factory=list)
     places: Counter[Place] = field(default_factory=Counter)
     examples: dict[Place, str] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class PredictionSummary:
                     self.failed.append((row["key"], row["error"]))
                 continue
             self.done += 1
+            if row["warning"]:
+                self.warnings[failure_kind(row["warning"])] += 1
             keep_smallest(self.least_confident, row["confidence"], row["key"])
             keep_smallest(self.sample, zlib.crc32(row["key"].encode()), row["key"])
 
@@ -145,6 +149,7 @@ class PredictionSummary:
             "done": self.done,
             "failed": self.reasons.total(),
             "failures": dict(self.reasons.most_common()),
+            "warnings": dict(self.warnings.most_common()),
             "transient": self.transient_reasons.total(),
             "transient_failures": dict(self.transient_reasons.most_common()),
             "start_up_seconds": round(self.start_up_seconds, 3),
@@ -285,6 +290,8 @@ def make_card(
     facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
     if confidence is not None:
         facts["confidence"] = confidence
+    if row["warning"]:
+        facts["warning"] = row["warning"]
     try:
         made = read_matte(key, join_uri(output, row["outputs"][0]), MAX_IMAGE_BYTES)
         if not has_matte(row):

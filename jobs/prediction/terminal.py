@@ -46,6 +46,8 @@ def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, ra
 def print_result(output: str, summary: PredictionSummary, skipped: int) -> None:
     """Print the counts and times of this run, and where its page is."""
     print(f"{summary.done:>11,} done")
+    for reason, count in summary.warnings.most_common():
+        print(f"{count:>15,} with a warning: {reason}")
     print(f"{skipped:>11,} skipped, handled before")
     print(f"{summary.reasons.total():>11,} failed")
     for reason, count in summary.reasons.most_common():

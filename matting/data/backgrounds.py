@@ -53,7 +53,7 @@ def decode(rows: pa.Table, size: int) -> tuple[Pixels, dict[str, str]]:
         try:
             if isinstance(data, ReadFailure):
                 raise images.BadImage(data.reason)
-            image_HWC, _, _ = images.decode_reduced(data, size)
+            image_HWC = images.decode_photo(data, size).image_HWC
         except images.BadImage as error:
             uri, row = places[index].values()
             reasons[uri if row is None else f"{uri}, row {row}"] = str(error)

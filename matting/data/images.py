@@ -1,47 +1,39 @@
 """Decode and encode image files: bytes <-> uint8 arrays.
 
-    bytes of a photo  -> decode_image -> image_HWC (RGB)    -> encode_jpeg, encode_png, encode_webp -> bytes
-    bytes of a matte  -> decode_alpha -> alpha_HW (0 … 255) -> encode_png -> bytes
+    bytes of a photo  -> decode_photo, decode_image -> image_HWC (RGB) -> encode_jpeg, encode_png, encode_webp -> bytes
+    bytes of a matte  -> decode_alpha -> alpha_HW (0 … 255)            -> encode_png -> bytes
 
-JPEG, PNG, WebP, BMP, TIFF and GIF can be read; an animation gives its first frame. Images come upright, by their EXIF
-orientation. Colour profiles are not applied. Everything that can be wrong with a file raises one type, BadImage.
-
-Many threads may decode at the same time, so none of Pillow's global settings is touched. Each format's plugin is called
-directly, because `Image.open` checks sizes against a global limit and warns. No function takes a path.
+JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF and, with the extra `heif`, HEIC can be read; an animation gives its first frame.
+The rules for formats, damage, orientation and colours are in `decoding`. Images come upright and in sRGB. Everything
+that can be wrong with a file raises one type, BadImage. No function takes a path.
 """
 
-import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
-from PIL.BmpImagePlugin import BmpImageFile
+from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+
+from matting.data.decoding import color, damage, formats, orientation, tiff
+from matting.data.decoding.errors import BadImage as BadImage
+from matting.data.decoding.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 Pixels = NDArray[np.uint8]
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+# Predicting a photo of this size takes 2.3 GB for its alpha and 4.1 GB for its cutout.
+MAX_PIXELS = 120_000_000
 
-# 320 MB in Pillow and 240 MB as an array. Cameras of 64 megapixels stay below it, and it stays below Pillow's own limit
-# of 89 million, so that only this one applies.
-MAX_PIXELS = 80_000_000
-
-# Size of the largest file that is fetched: the largest image as uncompressed 16-bit RGBA.
-MAX_IMAGE_BYTES = 8 * MAX_PIXELS
-
-# A progressive JPEG has about ten. Each scan costs time in proportion to the pixels, and may hold no bytes at all.
-MAX_JPEG_SCANS = 100
+# Size of the largest file that is fetched: 80 million pixels as uncompressed 16-bit RGBA, 120 million as 8-bit RGBA.
+MAX_IMAGE_BYTES = 640_000_000
 
 MAX_WEBP_SIDE = 16_383
 MAX_JPEG_SIDE = 65_500  # of libjpeg, a little less than the format's own
@@ -49,91 +41,98 @@ MAX_JPEG_SIDE = 65_500  # of libjpeg, a little less than the format's own
 # Largest difference between the channels of a grey matte stored as RGB, after JPEG's rounding. Photos exceed it.
 _GREY_TOLERANCE = 16
 
-_TO_UPRIGHT = {  # EXIF orientation -> transposition that undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # starts a segment, whose length follows
+@dataclass(frozen=True)
+class DecodedPhoto:
+    """A photo, upright and in sRGB.
 
-_NOT_IMAGES = {b"<": "HTML or XML?", b"{": "JSON?", b"%PDF": "PDF", b"PK\x03\x04": "a zip file", b"\x1f\x8b": "gzip"}
+    Args:
+        image_HWC: Pixels, uint8 RGB, at the photo's size or reduced.
+        width, height: Size of the whole photo.
+        opacity_HW: The photo's own opacity at its whole size, uint8, 255 is opaque; None where all of it is.
+        profile: Colour profile of the stored RGB numbers; None if they are sRGB, or cannot be kept in RGB.
+        warning: Damage that left all pixels in place, or why colours may be off; None if nothing is wrong.
+    """
+
+    image_HWC: Pixels
+    width: int
+    height: int
+    opacity_HW: Pixels | None = None
+    profile: bytes | None = None
+    warning: str | None = None
+
+    def limit(self, alpha_HW: Pixels) -> Pixels:
+        """Multiply a predicted alpha of the photo's size with the photo's own opacity."""
+        return alpha_HW if self.opacity_HW is None else multiply(alpha_HW, self.opacity_HW)
 
 
-class BadImage(ValueError):
-    """Bytes that are no usable image. The message gives the reason in one line."""
+def multiply(alpha_HW: Pixels, opacity_HW: Pixels) -> Pixels:
+    """Multiply two opacities of one size, uint8, 255 is opaque."""
+    return ((alpha_HW.astype(np.uint16) * opacity_HW + 127) // 255).astype(np.uint8)
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode a photo to image_HWC, uint8 RGB, upright by its EXIF orientation.
+def decode_photo(data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedPhoto:
+    """Decode a photo, upright and in sRGB; with `side`, a large JPEG at a half, a quarter or an eighth of its size.
 
-    Transparent images keep their stored colours, also where they are fully transparent. 16-bit grey is scaled to 8 bits
-    (rounded); 16-bit colour keeps its upper 8 bits.
+    The size is the smallest of these whose shorter side has at least `side` pixels. This takes a fraction of the time
+    and memory. Transparent images keep their stored colours, also where they are fully transparent. 16-bit grey is
+    scaled to 8 bits (rounded); 16-bit colour keeps its upper 8 bits.
 
     Raises:
         BadImage: The bytes are no image, are damaged or truncated, have more than `max_pixels`, hold floating-point
-            pixels, or were made to take very long to decode.
+            pixels, are of a kind that cannot be decoded right, or were made to take very long to decode.
     """
-    with _opened(data, max_pixels) as (image, _):
-        return to_rgb(image)
+    with _opened(data, max_pixels, least_side=side) as opened:
+        return _decoded(opened)
 
 
-def to_rgb(image: Image.Image) -> Pixels:
-    """Convert an image that Pillow has decoded to image_HWC, uint8 RGB, as `decode_image` does, but without turning it.
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode a whole photo to image_HWC, uint8 RGB, upright and in sRGB.
 
     Raises:
-        BadImage: The pixels are floating-point or 32-bit.
+        BadImage: See `decode_photo`.
     """
-    if image.mode.startswith("I;16"):
-        return np.repeat(_to_8_bits(image)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise BadImage(f"pixels of mode {image.mode!r}; expected 8 or 16 bits a channel")
-    return np.array(_without_transparency(image).convert("RGB") if image.mode != "RGB" else image)
+    with _opened(data, max_pixels) as opened:
+        return np.array(color.to_srgb(color.as_8_bits(opened.image)))
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image by its EXIF orientation, as `decode_image` does.
+def decode_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, bytes | None]:
+    """Decode a whole photo to image_HWC, uint8 RGB, upright, with the numbers that it stores, and their profile.
 
     Returns:
-        A turned copy without EXIF data, or the image itself where it is upright already. Missing and damaged EXIF data
-        count as upright.
-    """
-    image.load()  # turns a TIFF, and reads the EXIF data that a PNG has after its pixels
-    return _turned(image, _orientation(image))
-
-
-def decode_reduced(data: bytes, side: int) -> tuple[Pixels, int, int]:
-    """Decode a photo as `decode_image` does, but a large JPEG at a half, a quarter or an eighth of its size.
-
-    The size is the smallest of these whose shorter side has at least `side` pixels. This takes a fraction of the time
-    and memory.
-
-    Returns:
-        image_HWC, and the width and height of the whole photo.
+        The stored numbers and their colour profile, if they are RGB; sRGB and None otherwise.
 
     Raises:
-        BadImage: See `decode_image`.
+        BadImage: See `decode_photo`.
     """
-    with _opened(data, MAX_PIXELS, least_side=side) as (image, (width, height)):
-        return to_rgb(image), width, height
+    with _opened(data, max_pixels) as opened:
+        profile = color.kept_profile(opened.image)
+        colors = color.as_8_bits(opened.image)
+        return np.array(colors if profile else color.to_srgb(colors)), profile
+
+
+def from_pillow(image: Image.Image) -> DecodedPhoto:
+    """Decode a photo that Pillow has opened, as `decode_photo` does from its bytes.
+
+    Raises:
+        BadImage: See `decode_photo`.
+    """
+    if tags := getattr(image, "tag_v2", None):
+        tiff.check_variant(tags)
+    image = tiff.with_black_zero(orientation.upright(image))
+    return _decoded(_Opened(image, *image.size, None))
 
 
 def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode a matte to alpha_HW, uint8: 0 is background, 255 is opaque; upright by its EXIF orientation.
+    """Decode a matte to alpha_HW, uint8: 0 is background, 255 is opaque; upright. Colour profiles are not applied.
 
     A transparency channel is the alpha, unless it is opaque everywhere and the colours are grey. Otherwise the alpha is
     the grey values: 8-bit, 16-bit (scaled, rounded), 1-bit (0 or 255), palette, or RGB whose channels agree (its luma).
 
     Raises:
-        BadImage: See `decode_image`; or the file is in colour, and so is not a matte.
+        BadImage: See `decode_photo`; or the file is in colour, and so is not a matte.
     """
-    with _opened(data, max_pixels) as (image, _):
-        if image.mode.startswith("I;16"):
-            return _to_8_bits(image)
+    with _opened(data, max_pixels) as (image, _, _, _):
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         if image.mode in ("RGBA", "LA", "PA"):
@@ -141,12 +140,10 @@ def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             image = image.convert("RGB")
             if alpha_HW.min() < 255 or not _is_grey(image):
                 return alpha_HW
-        if image.mode in ("1", "L"):
-            return np.array(image.convert("L"))
-        if image.mode not in ("P", "RGB"):
+        if image.mode not in ("1", "L", "P", "RGB") and not image.mode.startswith("I;16"):
             raise BadImage(f"pixels of mode {image.mode!r}, not a matte")
-        image = _without_transparency(image).convert("RGB")
-        if not _is_grey(image):
+        image = color.as_8_bits(image)
+        if image.mode == "RGB" and not _is_grey(image):
             raise BadImage("an image in colour, not a matte")
         return np.array(image.convert("L"))
 
@@ -157,10 +154,10 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     The pixels behind the header may be damaged. EXIF data that a PNG has after its pixels is not read.
 
     Raises:
-        BadImage: See `decode_image`.
+        BadImage: See `decode_photo`.
     """
-    with _opened(data, max_pixels, load=False) as (_, size):
-        return size
+    with _opened(data, max_pixels, load=False) as opened:
+        return opened.width, opened.height
 
 
 def resize(array: Pixels, width: int, height: int) -> Pixels:
@@ -170,8 +167,8 @@ def resize(array: Pixels, width: int, height: int) -> Pixels:
     return np.array(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def encode_png(array: Pixels) -> bytes:
-    """Encode alpha_HW, image_HWC or cutout_HWC (RGBA), uint8, as PNG.
+def encode_png(array: Pixels, profile: bytes | None = None) -> bytes:
+    """Encode alpha_HW, image_HWC or cutout_HWC (RGBA), uint8, as PNG; with the colour profile of its numbers, if any.
 
     Every row is stored as its difference from the row above (PNG's filter "up"), compressed by run lengths and Huffman
     codes. Pillow tries all five filters on each row. That takes three to five times as long, saves nothing on mattes
@@ -189,10 +186,13 @@ def encode_png(array: Pixels) -> bytes:
     compressed = compressor.compress(rows.data) + compressor.flush()
     colour_type = {1: 0, 3: 2, 4: 6}[array.size // (height * width)]  # grey, RGB, RGBA
     header = struct.pack(">2I5B", width, height, 8, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", compressed) + _chunk(b"IEND", b"")
+    chunks = [(b"IHDR", header), (b"IDAT", compressed), (b"IEND", b"")]
+    if profile:
+        chunks.insert(1, (b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(damage.png_chunk(*chunk) for chunk in chunks)
 
 
-def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
+def encode_webp(cutout_HWC: Pixels, quality: int = 90, profile: bytes | None = None) -> bytes:
     """Encode cutout_HWC (RGBA) or image_HWC, uint8, as WebP: lossy colours, none under alpha 0, and lossless alpha.
 
     Raises:
@@ -202,7 +202,9 @@ def encode_webp(cutout_HWC: Pixels, quality: int = 90) -> bytes:
     if max(height, width) > MAX_WEBP_SIDE:
         raise BadImage(f"{width}×{height} pixels, more than the {MAX_WEBP_SIDE:,} a side that WebP holds; choose PNG")
     buffer = BytesIO()
-    Image.fromarray(cutout_HWC).save(buffer, "WEBP", quality=quality, method=0, alpha_quality=100)
+    Image.fromarray(cutout_HWC).save(
+        buffer, "WEBP", quality=quality, method=0, alpha_quality=100, icc_profile=profile or b""
+    )
     return buffer.getvalue()
 
 
@@ -220,125 +222,92 @@ def encode_jpeg(image_HWC: Pixels, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
-class _Jpeg(JpegImageFile):
-    """JPEG plugin that does not parse all EXIF data on opening, which is slow and warns about damage."""
+class _Opened(NamedTuple):
+    """An upright image, perhaps reduced; width and height of the whole one; and a warning about its file."""
 
-    def getexif(self) -> Image.Exif:
-        return Image.Exif()
-
-
-def _plugin(data: bytes) -> type[ImageFile]:
-    if data.startswith(b"\xff\xd8\xff"):
-        return _Jpeg
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile
-    if data.startswith(b"BM"):
-        return BmpImageFile
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return TiffImageFile
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile
-    if not data:
-        raise BadImage("empty file")
-    if data[4:8] == b"ftyp":
-        raise BadImage(f"a format that is not read here ({data[8:12].decode('ascii', 'replace')}); convert it to JPEG")
-    kind = next((kind for start, kind in _NOT_IMAGES.items() if data.lstrip().startswith(start)), repr(data[:8]))
-    raise BadImage(f"not an image ({kind})")
+    image: Image.Image
+    width: int
+    height: int
+    warning: str | None
 
 
 @contextmanager
-def _opened(
-    data: bytes, max_pixels: int, load: bool = True, least_side: int | None = None
-) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-    """Open an image, upright if it is loaded, reduced as in `decode_reduced`; and (width, height) of the whole one.
+def _opened(data: bytes, max_pixels: int, load: bool = True, least_side: int | None = None) -> Iterator[_Opened]:
+    """Open an image, upright if it is loaded, reduced as in `decode_photo`.
 
     Any error inside the block becomes BadImage, because Pillow's errors have no common type.
     """
-    plugin = _plugin(data)
-    name = plugin.format
-    # Only these two formats warn at any time. Python's warning filters belong to all threads, and overlapping blocks do
+    plugin = formats.plugin_of(data)
+    # Only these formats warn at any time. Python's warning filters belong to all threads, and overlapping blocks do
     # not restore them reliably: so the filter is narrow, and set for these formats alone.
-    may_warn = plugin is TiffImageFile or (plugin is PngImageFile and b"acTL" in data)
+    may_warn = plugin in (tiff.Tiff, GifImageFile) or (plugin is PngImageFile and b"acTL" in data)
+    warning = None
     try:
         with warnings.catch_warnings() if may_warn else nullcontext():
             if may_warn:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
+            if plugin is PngImageFile:
+                data, warning = damage.mend_png(data, max_pixels)
+            elif plugin is tiff.Tiff:
+                tiff.check_directory(data)
+            elif plugin is formats.Jpeg:
+                data = damage.without_padding(data)
             image: Image.Image = plugin(BytesIO(data))
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels:,}")
-            if plugin is _Jpeg and _jpeg_scans(data) > MAX_JPEG_SCANS:
-                raise BadImage(f"a JPEG of more than {MAX_JPEG_SCANS} scans, which would take very long to decode")
+            if plugin is formats.Jpeg and formats.count_jpeg_scans(data) > formats.MAX_JPEG_SCANS:
+                raise BadImage(
+                    f"a JPEG of more than {formats.MAX_JPEG_SCANS} scans, which would take very long to decode"
+                )
             if load:
-                if least_side:
-                    image.draft(image.mode, (least_side, least_side))
-                image.load()
-            orientation = _orientation(image)
+                try:
+                    _load(image, least_side)
+                except OSError:
+                    mended = None
+                    if plugin is formats.Jpeg:
+                        mended = damage.mend_jpeg(data, lambda whole: _load(plugin(BytesIO(whole)), least_side))
+                    if not mended:
+                        raise
+                    image, warning = mended
+            if plugin is PngImageFile and image.mode == "L" and image.info.get("transparency"):
+                image.info["transparency"] *= 255 // (2 ** min(data[24], 8) - 1)  # Pillow scales the pixels alone
+            warning = warning or color.check_color_numbers(data, image)
+            lies = orientation.orientation_of(image)
             if load:
-                image = _turned(image, orientation)
-            yield image, (height, width) if orientation >= 5 else (width, height)
+                image = orientation.turned(tiff.with_black_zero(image), lies)
+            yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning)
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"more pixels than Pillow decodes of a {plugin.format}; convert it to JPEG or PNG") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"{'truncated' if 'truncated' in reason.lower() else 'damaged'} {name}: {reason}") from error
+        how = "truncated" if "truncated" in reason.lower() else "damaged"
+        raise BadImage(f"{how} {plugin.format}: {reason}") from error
 
 
-def _jpeg_scans(data: bytes) -> int:
-    scans = position = 0
-    while (marker := _JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # end of image
-        scans += marker[1] == b"\xda"
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return scans
+def _load(image: Image.Image, least_side: int | None) -> Image.Image:
+    if least_side and isinstance(image, formats.Jpeg):
+        image.draft(image.mode, (least_side, least_side))
+    image.load()
+    return image
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+def _decoded(opened: _Opened) -> DecodedPhoto:
+    image, width, height, warning = opened
+    image_HWC = np.array(color.to_srgb(color.as_8_bits(image)))
+    problems = [warning, color.UNREADABLE_PROFILE if color.has_unusable_profile(image) else None]
+    return DecodedPhoto(
+        image_HWC,
+        width,
+        height,
+        color.opacity_of(image),
+        color.kept_profile(image),
+        "; ".join(problem for problem in problems if problem) or None,
+    )
 
 
 def _is_grey(image: Image.Image) -> bool:
     """Return whether the channels of an RGB image agree."""
     return bool(np.ptp(np.asarray(image), axis=2).max() <= _GREY_TOLERANCE)
-
-
-def _without_transparency(image: Image.Image) -> Image.Image:
-    """Drop the colour that a palette or PNG declares transparent. Pillow would convert it, and warn where it cannot."""
-    if "transparency" in image.info:
-        image = image.copy()
-        del image.info["transparency"]
-    return image
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    if orientation not in _TO_UPRIGHT:
-        return image
-    image = image.transpose(_TO_UPRIGHT[orientation])
-    image.info.pop("exif", None)  # else the copy would count as lying
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 (upright) where it is missing or damaged.
-
-    Pillow's own reader reports damage by warnings, which cannot be silenced safely while other threads decode, and it
-    parses every tag, which takes a tenth of the time that a small photo takes. A TIFF's tag is not EXIF data here:
-    Pillow turns a TIFF while it loads the pixels.
-    """
-    exif = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
-    try:
-        order = {b"II": "<", b"MM": ">"}[exif[:2]]
-        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(f"{order}H6xH", exif, entry)
-            if tag == ExifTags.Base.Orientation:
-                return int(value) if value in _TO_UPRIGHT else 1
-    except (KeyError, struct.error):
-        pass  # damaged EXIF data says nothing about the pixels
-    return 1
-
-
-def _to_8_bits(image: Image.Image) -> Pixels:
-    return ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257

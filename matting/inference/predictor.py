@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from matting.data.images import Pixels, to_rgb, upright
+from matting.data.images import Pixels, from_pillow
 from matting.inference.input_shapes import Shape, input_shape
 from matting.inference.network import Network, SmallAlphas
 from matting.inference.refine import DETAIL, guided, squash, upsample
@@ -71,12 +71,13 @@ class Predictor:
         return cls(Network(checkpoint.load(uri)), refine)
 
     def __call__(self, photo: Image.Image) -> Image.Image:
-        """Predict a photo's alpha: PIL image -> PIL image of mode "L", upright by the photo's EXIF orientation.
+        """Predict a photo's alpha: PIL image -> PIL image of mode "L", upright, limited by the photo's own opacity.
 
         Raises:
-            BadImage: The photo has floating-point or 32-bit pixels.
+            BadImage: The photo has floating-point or 32-bit pixels, or is a TIFF that Pillow decodes wrong.
         """
-        return Image.fromarray(self.alphas([to_rgb(upright(photo))])[0])
+        decoded = from_pillow(photo)
+        return Image.fromarray(decoded.limit(self.alphas([decoded.image_HWC])[0]))
 
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Predict alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""

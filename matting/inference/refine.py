@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from matting.data.images import Pixels
+from matting.data.images import Pixels, multiply
 
 Floats = NDArray[np.float32]
 
@@ -130,7 +130,7 @@ def _alpha_shift(alpha_HW: Floats, photo_HWC: Pixels, small_alpha_HW: Pixels) ->
 
 
 @torch.inference_mode()
-def cutout(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
+def cutout(image_HWC: Pixels, alpha_HW: Pixels, opacity_HW: Pixels | None = None) -> Pixels:
     """Cut the person out, in their own colours, without a rim of the old background.
 
     From the coarsest level of a pyramid to the finest, foreground f and background b are smoothed, each weighted by its
@@ -141,9 +141,12 @@ def cutout(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
     Args:
         image_HWC: Photo, uint8 RGB.
         alpha_HW: Alpha of the same size, uint8, 255 is opaque.
+        opacity_HW: The photo's own opacity, of the same size, uint8; None if all of it is opaque. The photo's colours
+            are not mixed with anything there, but where its opacity is 0 they are hidden, and so left out.
 
     Returns:
-        Cutout, uint8 RGBA of shape (H, W, 4): colours not multiplied by alpha, and alpha_HW unchanged.
+        Cutout, uint8 RGBA of shape (H, W, 4): colours not multiplied by alpha, and alpha_HW, unchanged or multiplied
+        with `opacity_HW`.
 
     Raises:
         ValueError: The sizes differ.
@@ -154,16 +157,18 @@ def cutout(image_HWC: Pixels, alpha_HW: Pixels) -> Pixels:
     height, width = image_HWC.shape[:2]
     if alpha_HW.shape != (height, width):
         raise ValueError(f"alpha is {alpha_HW.shape}, its image {(height, width)}: upsample the alpha first")
-    layers = _smooth_layers(image_HWC, alpha_HW)
+    shown_HW = alpha_HW if opacity_HW is None else multiply(alpha_HW, opacity_HW)
+    layers = _smooth_layers(image_HWC, shown_HW)
     smooth_HWC = squash(_to_pixels(layers[0].permute(1, 2, 0).numpy()), width, height)
     canvas = Image.fromarray(image_HWC)  # Pillow stores RGB in four bytes a pixel and copies them at once
-    canvas.paste(Image.fromarray(np.ascontiguousarray(smooth_HWC)), mask=Image.fromarray(alpha_HW < 128))
-    canvas.putalpha(Image.fromarray(alpha_HW))
+    is_smooth_HW = alpha_HW < 128 if opacity_HW is None else (alpha_HW < 128) | (opacity_HW == 0)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(smooth_HWC)), mask=Image.fromarray(is_smooth_HW))
+    canvas.putalpha(Image.fromarray(shown_HW))
     cutout_HWC = np.array(canvas)
-    opacity_HW = _to_floats(alpha_HW)
-    soft = _soft_pixels(opacity_HW)
+    mixed_HW = _to_floats(alpha_HW if opacity_HW is None else np.where(opacity_HW > 0, alpha_HW, 0))
+    soft = _soft_pixels(mixed_HW)
     layers = _sample(layers, _grid(soft, width, height))
-    layers = _fit_layers(_take(image_HWC, soft), _layer_weights(_take_alpha(opacity_HW, soft)), layers)
+    layers = _fit_layers(_take(image_HWC, soft), _layer_weights(_take_alpha(mixed_HW, soft)), layers)
     cutout_HWC.reshape(-1, 4)[soft, :3] = _to_pixels(layers[0, :, 0].T.numpy())
     return cutout_HWC
 

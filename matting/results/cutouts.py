@@ -1,7 +1,7 @@
 """Files of cutouts, as the job and the command write them: cropped, on a new background, encoded.
 
 --background COLOR|URI    -> find_background       -> Background, whose identity is part of the ledger's settings
-image_HWC, alpha_HW       -> CutoutEncoder.encode  -> bytes of a PNG, WebP or JPEG
+photo, alpha_HW           -> CutoutEncoder.encode  -> bytes of a PNG, WebP or JPEG
 row of the ledger         -> has_matte             -> whether the photo's first output holds its whole alpha
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from matting.data import images
-from matting.data.images import MAX_IMAGE_BYTES, BadImage, Pixels
+from matting.data.images import MAX_IMAGE_BYTES, MAX_PIXELS, BadImage, DecodedPhoto, Pixels
 from matting.inference.compose import cover, crop_to_person, on_background, parse_color
 from matting.inference.refine import cutout
 from matting.storage import store
@@ -26,10 +26,11 @@ from matting.storage.uri import absolute_uri, refuse_password, unsigned_uri
 
 CutoutFormat = Literal["png", "webp", "jpg"]
 
-_ENCODERS: dict[CutoutFormat, Callable[[Pixels], bytes]] = {
+# Encoders of pixels and the colour profile of their numbers. JPEG has a background, so its numbers are sRGB.
+_ENCODERS: dict[CutoutFormat, Callable[[Pixels, bytes | None], bytes]] = {
     "png": images.encode_png,
-    "webp": images.encode_webp,
-    "jpg": images.encode_jpeg,
+    "webp": lambda pixels, profile: images.encode_webp(pixels, profile=profile),
+    "jpg": lambda pixels, _: images.encode_jpeg(pixels),
 }
 _SIZES_KEPT = 2  # sizes for which a background stays scaled: photos are often of one size, upright and lying
 
@@ -129,24 +130,33 @@ class CutoutEncoder:
         self._background_HWC = read_background(background) if background else None
         self._covering = lru_cache(_SIZES_KEPT)(self._cover)
 
-    def encode(self, image_HWC: Pixels, alpha_HW: Pixels) -> bytes:
+    def encode(self, data: bytes, photo: DecodedPhoto, pred_alpha_HW: Pixels, max_pixels: int = MAX_PIXELS) -> bytes:
         """Cut the person out, crop, composite on the background, and encode.
 
-        The crop comes first: a background image covers what is left of the photo.
+        The crop comes first: a background image covers what is left of the photo. A transparent cutout has the photo's
+        stored numbers and profile; on a background, whose colours are sRGB, it has the photo's colours in sRGB.
 
         Args:
-            image_HWC: Photo, RGB.
-            alpha_HW: Alpha of the same size.
+            data: File of the photo.
+            photo: The same photo, decoded, perhaps at a reduced size.
+            pred_alpha_HW: Predicted alpha of the whole photo.
+            max_pixels: Number of pixels above which the photo is refused.
 
         Raises:
-            BadImage: A side is longer than the file format allows.
+            BadImage: A side is longer than the file format allows, or the whole photo cannot be decoded.
         """
-        pixels = cutout(image_HWC, alpha_HW)
+        image_HWC, profile = photo.image_HWC, None
+        is_whole = image_HWC.shape[:2] == pred_alpha_HW.shape
+        if self._background_HWC is not None:
+            image_HWC = image_HWC if is_whole else images.decode_image(data, max_pixels)
+        elif photo.profile or not is_whole:
+            image_HWC, profile = images.decode_stored(data, max_pixels)
+        pixels = cutout(image_HWC, pred_alpha_HW, photo.opacity_HW)
         if self._crop is not None:
             pixels = crop_to_person(pixels, self._crop)
         if self._background_HWC is not None:
             pixels = on_background(pixels, self._covering(pixels.shape[1], pixels.shape[0]))
-        return self._encode(pixels)
+        return self._encode(pixels, profile)
 
     def _cover(self, width: int, height: int) -> Pixels:
         assert self._background_HWC is not None

@@ -45,6 +45,7 @@ LEDGER_SCHEMA = pa.schema(
         ("settings", pa.string()),  # str(PredictionSettings)
         ("status", pa.string()),  # "done", "failed" or "transient"
         ("error", pa.string()),  # reason of a failure; null when done
+        ("warning", pa.string()),  # damage of the file that left its pixels whole, or doubtful colours; else null
         ("width", pa.int32()),  # this column and the next seven are null unless done
         ("height", pa.int32()),
         ("coverage", pa.float32()),  # mean alpha, in [0, 1]
@@ -64,8 +65,8 @@ STATES = ("new", "changed", "outdated", "transient", "failed", "done")
 _FOLDER = "_ledger"
 _MERGED = "merged-"  # prefix of the parts that compaction writes
 _ORDER = ("key", "finished_at", "run")  # the last row of a key, sorted by these columns, is its current one
-_ADDED = ("left", "top", "right", "bottom")  # columns that the parts of earlier versions lack: null there
-_FEW_VALUES = ["model", "settings", "status", "error"]  # columns that are dictionary-encoded in memory
+_ADDED = ("warning", "left", "top", "right", "bottom")  # columns that the parts of earlier versions lack: null there
+_FEW_VALUES = ["model", "settings", "status", "error", "warning"]  # columns that are dictionary-encoded in memory
 _REQUESTS = 32  # parallel requests: a part takes some 50 ms on object storage, and a run leaves hundreds of parts
 
 _Result = TypeVar("_Result")
@@ -213,7 +214,8 @@ def _read_part(uri: str, columns: Sequence[str]) -> pa.Table:
     # Reading the whole object takes one request, and gives one version of a part that is being replaced.
     data = store.read_bytes(uri)
     try:
-        file = pq.ParquetFile(io.BytesIO(data), read_dictionary=_FEW_VALUES, page_checksum_verification=True)
+        encoded = [name for name in _FEW_VALUES if name not in _ADDED]  # naming a column that is missing is an error
+        file = pq.ParquetFile(io.BytesIO(data), read_dictionary=encoded, page_checksum_verification=True)
         table = file.read(columns=list(columns))
         for name in {*_ADDED}.intersection(columns).difference(table.column_names):
             table = table.append_column(name, pa.nulls(len(table), LEDGER_SCHEMA.field(name).type))

@@ -34,6 +34,7 @@ def new_row(photo: Mapping[str, Any], model: str, settings: str, run: str) -> Ro
         "settings": settings,
         "status": "done",
         "error": None,
+        "warning": None,
         "outputs": [],
         "run": run,
         "read": 0,

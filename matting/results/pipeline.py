@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import pyarrow as pa
 
 from matting.data import images
-from matting.data.images import BadImage, Pixels
+from matting.data.images import BadImage, DecodedPhoto, Pixels
 from matting.data.photo_tables import ReadFailure
 from matting.data.photos import read_photos
 from matting.inference.compose import PersonBox, person_box
@@ -115,14 +115,12 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class _DecodedPhoto:
-    """A photo, reduced as far as the predictor allows; width and height are those of the whole upright photo."""
+class _ReadPhoto:
+    """A photo's ledger row, its file, and the photo, reduced as far as the predictor allows."""
 
     row: Row
     data: bytes
-    image_HWC: Pixels
-    width: int
-    height: int
+    decoded: DecodedPhoto
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,24 @@ class PhotoPipeline:
         model: Identity of the checkpoint.
         predictor: Predictor of that checkpoint.
         micro_batch: Number of photos that the predictor receives at once.
+        max_pixels: Number of pixels above which a photo is refused, unread.
 
     Raises:
         BadBackground, StorageError: The background of cutouts was replaced, or cannot be read.
     """
 
     def __init__(
-        self, output: str, settings: PredictionSettings, run: str, model: str, predictor: Predictor, micro_batch: int
+        self,
+        output: str,
+        settings: PredictionSettings,
+        run: str,
+        model: str,
+        predictor: Predictor,
+        micro_batch: int,
+        max_pixels: int = images.MAX_PIXELS,
     ) -> None:
         self._output, self._settings, self._run, self._model = output, settings, run, model
-        self._predictor, self._micro_batch = predictor, micro_batch
+        self._predictor, self._micro_batch, self._max_pixels = predictor, micro_batch, max_pixels
         self._cutouts = CutoutEncoder(settings.format, settings.background, settings.crop)
 
     def handle(
@@ -251,7 +257,7 @@ class PhotoPipeline:
         """Yield every photo of the block with its encoded outputs, or with the reason why it has none."""
         inputs = photos.select(["key", "etag", "size"]).to_pylist()
         arriving = read_photos(photos, REQUESTS_IN_FLIGHT)
-        waiting = defaultdict[Shape, list[_DecodedPhoto]](list)  # photos of one input shape form a micro-batch
+        waiting = defaultdict[Shape, list[_ReadPhoto]](list)  # photos of one input shape form a micro-batch
         while True:
             with watch.during("fetch"):
                 arrived = list(islice(arriving, self._micro_batch))
@@ -267,26 +273,27 @@ class PhotoPipeline:
                 row["read"] = len(data)
                 try:
                     with watch.during("decode"):
-                        photo = _DecodedPhoto(row, data, *images.decode_reduced(data, self._predictor.min_side))
+                        decoded = images.decode_photo(data, self._predictor.min_side, self._max_pixels)
                 except BadImage as error:
                     yield _EncodedPhoto(without_outputs(row, "failed", str(error)), {})
                     continue
-                shape = self._predictor.input_shape(photo.width, photo.height)
-                waiting[shape].append(photo)
+                row["warning"] = decoded.warning
+                shape = self._predictor.input_shape(decoded.width, decoded.height)
+                waiting[shape].append(_ReadPhoto(row, data, decoded))
                 if len(waiting[shape]) == self._micro_batch:
                     yield from self._predict_decoded(waiting.pop(shape), watch)
         for micro_batch in waiting.values():
             on_progress()
             yield from self._predict_decoded(micro_batch, watch)
 
-    def _predict_decoded(self, photos: list[_DecodedPhoto], watch: Stopwatch) -> list[_EncodedPhoto]:
+    def _predict_decoded(self, photos: list[_ReadPhoto], watch: Stopwatch) -> list[_EncodedPhoto]:
         """Predict and encode photos of one input shape; if that fails, each on its own to find the culprit.
 
         Raises:
             DeviceError: The device that computes the network is broken.
         """
-        images_HWC = [photo.image_HWC for photo in photos]
-        sizes = [(photo.width, photo.height) for photo in photos]
+        images_HWC = [photo.decoded.image_HWC for photo in photos]
+        sizes = [(photo.decoded.width, photo.decoded.height) for photo in photos]
         try:
             with watch.during("network"):
                 small = self._predictor.predict_small(images_HWC, sizes)
@@ -304,20 +311,21 @@ class PhotoPipeline:
             reason = f"{type(error).__name__}: {error}"
             return [_EncodedPhoto(without_outputs(photos[0].row, "transient", reason), {})]
 
-    def _encode(self, photo: _DecodedPhoto, alpha_HW: Pixels) -> _EncodedPhoto:
-        contents: dict[str, bytes] = {kind: self._encode_kind(kind, photo, alpha_HW) for kind in self._settings.write}
+    def _encode(self, photo: _ReadPhoto, pred_alpha_HW: Pixels) -> _EncodedPhoto:
+        alpha_HW = photo.decoded.limit(pred_alpha_HW)
+        contents: dict[str, bytes] = {
+            kind: self._encode_kind(kind, photo, pred_alpha_HW) for kind in self._settings.write
+        }
         measured = {
-            "width": photo.width,
-            "height": photo.height,
+            "width": photo.decoded.width,
+            "height": photo.decoded.height,
             "coverage": coverage(alpha_HW),
             "confidence": confidence(alpha_HW),
             **(box._asdict() if (box := person_box(alpha_HW)) else dict.fromkeys(PersonBox._fields)),
         }
         return _EncodedPhoto(photo.row | measured, contents)
 
-    def _encode_kind(self, kind: Kind, photo: _DecodedPhoto, alpha_HW: Pixels) -> bytes:
+    def _encode_kind(self, kind: Kind, photo: _ReadPhoto, pred_alpha_HW: Pixels) -> bytes:
         if kind == "alpha":
-            return images.encode_png(alpha_HW)
-        is_whole = photo.image_HWC.shape[:2] == alpha_HW.shape
-        image_HWC = photo.image_HWC if is_whole else images.decode_image(photo.data)
-        return self._cutouts.encode(image_HWC, alpha_HW)
+            return images.encode_png(photo.decoded.limit(pred_alpha_HW))
+        return self._cutouts.encode(photo.data, photo.decoded, pred_alpha_HW, self._max_pixels)

@@ -43,7 +43,8 @@ def compose(example: Example, scale: float, scene_HWC: Pixels, draw: np.random.G
 
 def matte(predictor: Predictor, image_HWC: Pixels) -> Pixels:
     """Return alpha_HW as jobs/predict.py would, from a JPEG file decoded at a reduced size."""
-    reduced_HWC, width, height = images.decode_reduced(images.encode_jpeg(image_HWC, quality=95), predictor.min_side)
+    photo = images.decode_photo(images.encode_jpeg(image_HWC, quality=95), predictor.min_side)
+    reduced_HWC, width, height = photo.image_HWC, photo.width, photo.height
     looks = predictor.predict_small([reduced_HWC], [(width, height)])
     return predictor.enlarge(looks, [reduced_HWC], [(width, height)])[0]
 

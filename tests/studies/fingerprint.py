@@ -60,7 +60,8 @@ def decoding(options: argparse.Namespace) -> dict[str, str]:
     files = {str(path.relative_to(options.photos)): path.read_bytes() for path in paths}
     found = {}
     for name, data in {**files, **oriented_images()}.items():
-        reduced, width, height = images.decode_reduced(data, REDUCED_SIDE)
+        photo = images.decode_photo(data, REDUCED_SIDE)
+        reduced, width, height = photo.image_HWC, photo.width, photo.height
         decoded = [images.decode_image(data), reduced]
         content = b"".join(str(image.shape).encode() + image.tobytes() for image in decoded)
         found[name] = f"{width}×{height} {sha256(content)}"

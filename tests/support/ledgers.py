@@ -22,6 +22,7 @@ def ledger_row(key: str, second: float = 0, run: str = "r1", **values: Any) -> R
         "settings": "s1",
         "status": "done",
         "error": None,
+        "warning": None,
         "width": 178,
         "height": 218,
         "coverage": 0.5,

@@ -22,7 +22,7 @@ from tests.support.predictions import FakeGpuWork
 HEALTHY_CALLS = 39
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered"
 
-_decode = images.decode_reduced
+_decode = images.decode_photo
 
 
 class BreakingNetwork:
@@ -85,11 +85,11 @@ class PoisonWork(PredictionWork):
 
     def network(self, device: torch.device) -> SmallAlphas:
         """Return the network, after a change of this process's decoder."""
-        images.decode_reduced = partial(decode_poison, deaths=f"{self.output}.deaths")
+        images.decode_photo = partial(decode_poison, deaths=f"{self.output}.deaths")
         return super().network(device)
 
 
-def decode_poison(data: bytes, min_side: int, *, deaths: str) -> tuple[Pixels, int, int]:
+def decode_poison(data: bytes, min_side: int, max_pixels: int, *, deaths: str) -> images.DecodedPhoto:
     """Decode a photo, or do what the end of its file says."""
     end = data.rpartition(b"\0")[2]
     if end == b"MEMORY":
@@ -101,4 +101,4 @@ def decode_poison(data: bytes, min_side: int, *, deaths: str) -> tuple[Pixels, i
         if end == b"HANG":
             time.sleep(1000)
         os.kill(os.getpid(), signal.Signals[end.decode()])
-    return _decode(data, min_side)
+    return _decode(data, min_side, max_pixels)

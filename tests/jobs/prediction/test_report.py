@@ -9,7 +9,7 @@ STAGES = ("fetch", "decode", "network", "refine", "encode", "write", "ledger")
 
 def row(key: str, confidence: float = 0.5, error: str | None = None, block: dict | None = None) -> dict:
     status = "done" if error is None else "failed"
-    return {"key": key, "status": status, "error": error, "confidence": confidence, "block": block}
+    return {"key": key, "status": status, "error": error, "warning": None, "confidence": confidence, "block": block}
 
 
 def test_summary_adds_blocks_up() -> None:
@@ -24,6 +24,15 @@ def test_summary_adds_blocks_up() -> None:
     assert figures["stage_seconds"] == {stage: 8.0 if stage == "network" else 2.0 for stage in STAGES}
     assert summary.shares().startswith("network 40 %, ")
     assert summary.in_words().startswith("4 done, 2 failed, 1.2 photos/s for 5 s")
+
+
+def test_summary_counts_warnings_by_kind() -> None:
+    summary = PredictionSummary()
+    warnings = ["wrong checksum in tEXt, which was left out", None, "its end is missing; all pixels are there", None]
+    warnings.append(warnings[0])
+    summary.add([{**row(str(number)), "warning": warning} for number, warning in enumerate(warnings)])
+    assert summary.figures()["warnings"] == {warnings[0]: 2, warnings[2]: 1}
+    assert (summary.done, summary.unsuccessful) == (5, 0)
 
 
 def test_causes_name_node_and_device() -> None:

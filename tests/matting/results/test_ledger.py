@@ -74,7 +74,7 @@ def test_repeated_block_replaces_its_part(output):
 
 def test_parts_have_plain_types(output):
     ledger.write_part(output, "r1", 0, [ledger_row("a"), ledger_row("b", coverage=None)])
-    expected = dict.fromkeys(("key", "etag", "model", "settings", "status", "error", "run"), "VARCHAR")
+    expected = dict.fromkeys(("key", "etag", "model", "settings", "status", "error", "warning", "run"), "VARCHAR")
     expected |= {"size": "BIGINT", "width": "INTEGER", "height": "INTEGER", "coverage": "FLOAT", "confidence": "FLOAT"}
     expected |= dict.fromkeys(("left", "top", "right", "bottom"), "INTEGER")
     expected |= {"outputs": "VARCHAR[]", "finished_at": "TIMESTAMP"}

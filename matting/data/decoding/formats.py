@@ -1,0 +1,117 @@
+"""Formats of image files, recognised by their first bytes: data -> Pillow's plugin, which opens them.
+
+Many threads may decode at the same time, so none of Pillow's global settings is touched. Each format's plugin is called
+directly, because `Image.open` checks sizes against a global limit and warns.
+"""
+
+import re
+
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from matting.data.decoding.errors import BadImage
+from matting.data.decoding.tiff import Tiff
+
+# "heic" and its relatives need the extra `heif`. They are photos without it too, so that they are counted as failures.
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"),
+    *("avif", "heic", "heif", "hif"),
+)
+
+# A progressive JPEG has about ten. Each scan costs time in proportion to the pixels, and may hold no bytes at all.
+MAX_JPEG_SCANS = 100
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # starts a segment, whose length follows
+
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
+
+_OTHER_FORMATS = {
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"8BPS": "Photoshop",
+    b"II*\0\x10\0\0\0CR": "Canon's raw format",
+    b"FUJIFILMCCD-RAW": "Fujifilm's raw format",
+}
+
+_NOT_IMAGES = {
+    b"<": "HTML or XML?",
+    b"{": "JSON?",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "a zip file",
+    b"\x1f\x8b": "gzip",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself",
+}
+
+
+class Jpeg(JpegImageFile):
+    """JPEG plugin that does not parse all EXIF data on opening, which is slow and warns about damage."""
+
+    def getexif(self) -> Image.Exif:
+        """Return no EXIF data; `orientation` reads what is needed."""
+        return Image.Exif()
+
+
+def plugin_of(data: bytes) -> type[ImageFile]:
+    """Return the plugin for an image's format.
+
+    Raises:
+        BadImage: The format is not read here. The message names it, and the cure if there is one.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return Jpeg
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return WebPImageFile
+    if name := next((name for start, name in _OTHER_FORMATS.items() if data.startswith(start)), None):
+        raise BadImage(f"a format that is not read here ({name}); convert it to JPEG")
+    if data.startswith(b"BM"):
+        return BmpImageFile
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return Tiff
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImageFile
+    if not data:
+        raise BadImage("empty file")
+    if data[4:8] == b"ftyp":
+        return _plugin_of_boxes(data)
+    kind = next((kind for start, kind in _NOT_IMAGES.items() if data.lstrip().startswith(start)), repr(data[:8]))
+    raise BadImage(f"not an image ({kind})")
+
+
+def _plugin_of_boxes(data: bytes) -> type[ImageFile]:
+    """Return the plugin for a file of ISO boxes: AVIF and HEIC share the container, and the brands tell them apart."""
+    size = int.from_bytes(data[:4])
+    major, compatible = data[8:12], {data[start : start + 4] for start in range(16, min(size, 256), 4)}
+    if major in _AVIF_BRANDS or (major not in _HEIF_BRANDS - {b"mif1", b"msf1"} and compatible & _AVIF_BRANDS):
+        return AvifImageFile
+    name = major.decode("ascii", "replace")
+    if not ({major} | compatible) & _HEIF_BRANDS:
+        raise BadImage(f"a format that is not read here ({name}); convert it to JPEG")
+    try:
+        from pillow_heif import HeifImageFile  # an extra
+    except ImportError as error:
+        raise BadImage(
+            f'a HEIC photo ({name}), which needs pillow-heif: pip install "matting[heif]" on every node, or convert it '
+            "convert it to JPEG"
+        ) from error
+    heif: type[ImageFile] = HeifImageFile
+    return heif
+
+
+def count_jpeg_scans(data: bytes) -> int:
+    """Return the number of scans before the end of a JPEG."""
+    scans = position = 0
+    while (marker := _JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # end of image
+        scans += marker[1] == b"\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans
