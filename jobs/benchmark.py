@@ -31,7 +31,7 @@ from jobs.common.cli import run_job
 from jobs.common.machine import usable_cores
 from matting.data.dataset import PairOptions, open_dataset
 from matting.nn.precision import fastest_float, fastest_number_format
-from matting.storage.uri import is_local
+from matting.storage.uri import absolute_uri, is_local, split_uri
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     """Prepare the workload, measure everything in rounds, and write the results."""
     options = config.parse(BenchmarkConfig, argv)
     os.environ.pop("RAY_ADDRESS", None)  # the jobs must start a cluster on this machine
-    output = Path(options.output).absolute()
+    output = Path(absolute_uri(split_uri(options.output)[1]))
     output.mkdir(parents=True, exist_ok=True)
     results = Results()
     began = datetime.now(UTC)

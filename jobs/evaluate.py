@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +26,17 @@ from jobs.common import cluster, config
 from jobs.common.cases import PredictAlpha, predict_cases
 from jobs.common.cli import JobError, command_line, run_job
 from jobs.common.console import Console
-from jobs.evaluation.alphas import Alphas, CheckpointAlphas, FileAlphas
+from jobs.evaluation.alphas import Alphas, CheckpointAlphas, open_alphas
 from matting.data import images
-from matting.data.dataset import SPLITS, DataError, PairDataset, PairOptions, open_dataset, too_many_rejected
+from matting.data.dataset import (
+    SPLITS,
+    DataError,
+    PairDataset,
+    PairOptions,
+    check_mattes,
+    open_dataset,
+    too_many_rejected,
+)
 from matting.data.rows import Example, Rows
 from matting.inference.predictor import Refine
 from matting.messages import first_few
@@ -50,7 +59,8 @@ class EvaluateConfig(PairOptions):
         data: URI of raw or packed pairs, or "synthetic"; several with commas between.
         output: URI of the folder for the results.
         checkpoint: URI of the checkpoint folder to score.
-        predictions: URI of a folder of mattes to score instead, named <key>.png or <key without suffix>.png.
+        predictions: URI of a folder of mattes to score instead, named <key>.png or <key without suffix>.png; without
+            the key's folders too, as far as a name can only be one photo's.
         beside: URI of another checkpoint folder, whose mattes the page shows beside these.
         refine: Method of enlarging a checkpoint's alphas to the photo's size, as in predict.
         split: Split to score, or "all".
@@ -65,31 +75,31 @@ class EvaluateConfig(PairOptions):
     split: Literal["train", "val", "test", "all"] = "test"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.checkpoint is None) == (self.predictions is None):
             raise ValueError("give either --checkpoint or --predictions")
         if self.predictions and not self.beside and self.refine != "none":
             raise ValueError("--refine is for the alphas of a checkpoint; --predictions are scored as they are")
 
 
-ScoredRow = dict[str, Any]  # key, split, metrics, confidence; rejected and unpredicted: reasons, or ""
+ScoredRow = dict[str, Any]  # key, split, metrics, confidence; rejected, unpredicted and suspicious: reasons, or ""
 
 
 def main(argv: Sequence[str]) -> None:
     """Score every pair of the split, and write the results."""
     options = config.parse(EvaluateConfig, argv)
-    alphas: Alphas = (
-        CheckpointAlphas(options.checkpoint, options.refine)
-        if options.checkpoint
-        else FileAlphas(str(options.predictions))
-    )
-    beside = CheckpointAlphas(options.beside, options.refine) if options.beside else None
     pairs = open_dataset(absolute_uris(options.data), options)
+    keys = chain.from_iterable(pairs.keys.values())
+    alphas = open_alphas(options.checkpoint, options.predictions, options.refine, keys)
+    beside = CheckpointAlphas(options.beside, options.refine) if options.beside else None
     splits = SPLITS if options.split == "all" else (options.split,)
     total = sum(pairs.counts()[split] for split in splits)
     if not total:
         raise DataError(f"{options.data} has no pairs in split '{options.split}': {pairs.counts()}.")
     output = absolute_uri(options.output)
     store.check_writable(output)
+    for warning in check_mattes(pairs, options.data, options):
+        print(f"WARNING: {warning}")
 
     rows = score_splits(pairs, splits, alphas)
     rejected = {row["key"]: row["rejected"] for row in rows if row["rejected"]}
@@ -101,8 +111,9 @@ def main(argv: Sequence[str]) -> None:
     by_dataset = {prefix: [row for row in scored if row["key"].startswith(prefix)] for prefix in pairs.prefixes}
     means = means_of(scored)
     dataset_means = {prefix.rstrip("/"): means_of(rows) for prefix, rows in by_dataset.items() if rows and prefix}
+    suspicious = [(row["key"], row["suspicious"]) for row in scored if row["suspicious"]]
     write_scores(output, scored)
-    write_evaluation_summary(output, options, means, dataset_means)
+    write_evaluation_summary(output, options, means, dataset_means, len(suspicious))
     cases, unreadable = cases_by_dataset(pairs, by_dataset, alphas, beside)
     left_out = [*pairs.unpaired, *rejected.items(), *unreadable.items()]
     write_evaluation_page(
@@ -117,8 +128,9 @@ def main(argv: Sequence[str]) -> None:
         means={"all": means, **dataset_means},
         cases=cases,
         left_out=left_out,
+        suspicious=suspicious,
     )
-    print_means(output, means, dataset_means, len(left_out))
+    print_means(output, means, dataset_means, len(left_out), len(suspicious))
 
 
 # Score ----------------------------------------------------------------------------------------------------------------
@@ -171,7 +183,7 @@ def score_batch(batch: dict[str, np.ndarray], shared: list[Any]) -> dict[str, li
 
 def score_one(alphas: Alphas, example: Example) -> ScoredRow:
     """Score one pair; a pair that is rejected or has no prediction has NaN for every metric."""
-    row: ScoredRow = {"key": example.key, "rejected": example.error, "unpredicted": ""}
+    row: ScoredRow = {"key": example.key, "rejected": example.error, "unpredicted": "", "suspicious": example.warning}
     metrics = dict.fromkeys((*METRICS, "confidence"), float("nan"))
     if example.image is not None and example.alpha is not None:
         try:
@@ -219,15 +231,20 @@ def write_scores(output: str, scored: Sequence[ScoredRow]) -> None:
 
 
 def write_evaluation_summary(
-    output: str, options: EvaluateConfig, means: Mapping[str, float], dataset_means: Mapping[str, Mapping[str, float]]
+    output: str,
+    options: EvaluateConfig,
+    means: Mapping[str, float],
+    dataset_means: Mapping[str, Mapping[str, float]],
+    suspicious: int,
 ) -> None:
-    """Write summary.json: what was scored, the means, and with several datasets the means of each."""
+    """Write summary.json: what was scored, the number of suspicious pairs, the means, and those of each dataset."""
     content = {
         "command": command_line(),
         "checkpoint": options.checkpoint,
         "predictions": options.predictions,
         "data": options.data,
         "split": options.split,
+        "suspicious": suspicious,
         **means,
         **({"sources": dataset_means} if dataset_means else {}),
     }
@@ -282,6 +299,7 @@ def write_evaluation_page(
     means: Mapping[str, Mapping[str, float]],
     cases: Mapping[str, Sequence[report.Case]],
     left_out: Sequence[tuple[str, str]],
+    suspicious: Sequence[tuple[str, str]],
 ) -> None:
     """Write report.html.
 
@@ -292,6 +310,7 @@ def write_evaluation_page(
         means: Means of all pairs and of each dataset, by name.
         cases: Cases by heading.
         left_out: Key and reason of each pair that was left out.
+        suspicious: Key of each scored pair whose matte may be wrong, and why.
     """
     page = report.report_page(
         title=f"Evaluation on the {options.split} split",
@@ -304,19 +323,26 @@ def write_evaluation_page(
         history=[],
         groups=cases,
         skipped=left_out,
+        suspicious=suspicious,
     )
     store.write_bytes(join_uri(output, "report.html"), page.encode())
 
 
 def print_means(
-    output: str, means: Mapping[str, float], dataset_means: Mapping[str, Mapping[str, float]], left_out: int
+    output: str,
+    means: Mapping[str, float],
+    dataset_means: Mapping[str, Mapping[str, float]],
+    left_out: int,
+    suspicious: int,
 ) -> None:
-    """Print the means, the number of pairs that were left out, and where the page is."""
+    """Print the means, the numbers of pairs that were left out or are suspicious, and where the page is."""
     for name, figures in {**dataset_means, "all": means}.items():
         line = "  ".join(f"{metric} {value:.6g}" for metric, value in figures.items())
         print(f"{name}: {line}" if dataset_means else line)
     if left_out:
         print(f"Left out, and named on the page: {left_out:,}.")
+    if suspicious:
+        print(f"Suspicious, scored all the same, and named on the page: {suspicious:,}.")
     print(f"Page: {output}/report.html")
 
 

@@ -25,12 +25,15 @@ from jobs.common import cluster, config
 from jobs.common.cli import JobError, run_job
 from jobs.common.console import Console
 from matting.data import images, shards
-from matting.data.dataset import SPLITS, too_many_rejected
+from matting.data.checks.pair_checks import suspicion
+from matting.data.dataset import SPLITS, check_mattes, index_raw, join_splits, too_many_rejected
+from matting.data.mattes import MatteReading
 from matting.data.pairs import Pair, RawPairOptions, find_pairs
 from matting.data.photo_tables import ReadFailure
-from matting.data.rows import RawRows, decode_pair
+from matting.data.rows import DecodedPair, RawRows, decode_pair
 from matting.data.soften import is_mask
 from matting.data.soften import soften as soften_mask
+from matting.messages import first_few
 from matting.results.pseudo_labels import pair_predictions
 from matting.storage import store
 from matting.storage.uri import absolute_uri, join_uri
@@ -61,6 +64,7 @@ class PackConfig(RawPairOptions):
     soften: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.side < 0:
             raise ValueError(f"--side must be 0 or more, is {self.side}")
         if self.min_confidence and not self.photos:
@@ -97,33 +101,38 @@ def main(argv: Sequence[str]) -> None:
         found = pair_predictions(source, absolute_uri(options.photos), options.min_confidence)
     else:
         found = find_pairs(source, options)
-    name = source.rpartition("/")[2]
-    recipe = {"pairs": found.fingerprint, "source": name, "side": options.side, "soften": options.soften}
-    recipe["pillow"] = PIL.__version__
+    source_name = source.rpartition("/")[2]
+    kept = {name: getattr(options, name) for name in ("side", "soften", "matte_range", "invert")}
+    recipe = {"pairs": found.fingerprint, "source": source_name, "pillow": PIL.__version__, **kept}
     parts = plan_parts(output, found.pairs, recipe)
     plan_hash = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()
     if is_finished(output, plan_hash):
         print(f"{output} holds these pairs already, packed with these options. Nothing left to do.")
         return
     store.check_writable(output)
+    pairs = join_splits(index_raw(found), RawRows, options.reading)
+    for warning in check_mattes(pairs, source_name, options):
+        print(f"WARNING: {warning}")
     store.delete(join_uri(output, shards.DESCRIPTION))  # of an earlier packing: not true any more after the first part
 
-    made = make_all_parts(parts, name, options)
+    made = make_all_parts(parts, source_name, options)
     rejected = {key: reason for part in made for key, reason in part["rejected"]}
     if failure := too_many_rejected(rejected, len(found.pairs), options.max_rejected_fraction):
         raise JobError(failure)
 
+    suspicious = sorted(pair for part in made for pair in part["suspicious"])
     counts = {split: sum(part["rows"] for part in made if part["split"] == split) for split in SPLITS}
     shards.write_description(
         output,
         {
             "plan": plan_hash,
             "layout": found.layout,
-            "source": name,
-            "options": {"side": options.side, "soften": options.soften, "split_seed": options.split_seed},
+            "source": source_name,
+            "options": {**kept, "split_seed": options.split_seed},
             "counts": counts,
             "unpaired": found.unpaired,
             "rejected": sorted(rejected.items()),
+            "suspicious": suspicious,
             "transient": sorted(key for part in made for key in part["transient"]),
             "parts": [{field: part[field] for field in ("name", "split", "rows", "sha256")} for part in made],
         },
@@ -132,6 +141,10 @@ def main(argv: Sequence[str]) -> None:
     store.remove_partials(output, began)
     for key, reason in [*found.unpaired, *rejected.items()]:
         print(f"left out: {key}: {reason}")
+    if suspicious:
+        first = first_few([f"{key}: {reason}" for key, reason in suspicious])
+        print(f"Suspicious, and packed: {len(suspicious)} of {sum(counts.values())} pairs. {first}")
+        print(f"All of them are in {join_uri(output, shards.DESCRIPTION)}: look at them, and mend or remove them.")
     print(f"Packed {sum(counts.values())} pairs {counts} in {len(made)} parts: {output}")
 
 
@@ -166,7 +179,14 @@ def make_all_parts(parts: Sequence[Part], source: str, options: PackConfig) -> l
     dataset = ray.data.from_items([{"part": number} for number in range(len(parts))], override_num_blocks=len(parts))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    make = partial(make_part, parts=ray.put(list(parts)), source=source, side=options.side, soften=options.soften)
+    make = partial(
+        make_part,
+        parts=ray.put(list(parts)),
+        source=source,
+        side=options.side,
+        soften=options.soften,
+        reading=options.reading,
+    )
     made = []
     with Console() as console:
         progress = console.progress("packing", sum(len(part.pairs) for part in parts), "pairs")
@@ -178,7 +198,12 @@ def make_all_parts(parts: Sequence[Part], source: str, options: PackConfig) -> l
 
 
 def make_part(
-    row: dict[str, Any], parts: "ray.ObjectRef[list[Part]]", source: str, side: int, soften: int
+    row: dict[str, Any],
+    parts: "ray.ObjectRef[list[Part]]",
+    source: str,
+    side: int,
+    soften: int,
+    reading: MatteReading,
 ) -> dict[str, str]:
     """Make one part, unless it is there already: one Ray task.
 
@@ -188,15 +213,16 @@ def make_part(
         source: Name of the dataset, for the part's column of that name.
         side: Longer side, in pixels, to which larger images are shrunk; 0 for never.
         soften: Distance in pixels within which masks are softened; 0 for none.
+        reading: How the stored values of mattes become alphas.
 
     Returns:
-        The part's description as JSON: name, split, number of rows, SHA-256, rejected pairs, and the keys of those
-        that were rejected for a transient reason.
+        The part's description as JSON: name, split, number of rows, SHA-256, rejected and suspicious pairs, and the
+        keys of those that were rejected for a transient reason.
     """
     part = ray.get(parts)[row["part"]]
     data, transient = existing_part(part), list[str]()
     if data is None:
-        data, transient = build_part(part, source, side, soften)
+        data, transient = build_part(part, source, side, soften, reading)
         store.write_bytes(part.uri, data)
     footer = shards.part_footer(data)
     assert footer is not None
@@ -206,6 +232,7 @@ def make_part(
         "rows": len(part.pairs) - len(footer.rejected),
         "sha256": hashlib.sha256(data).hexdigest(),
         "rejected": footer.rejected,
+        "suspicious": footer.suspicious,
         "transient": transient,
     }
     return {"made": json.dumps(made)}
@@ -223,42 +250,46 @@ def existing_part(part: Part) -> bytes | None:
     return data if footer and footer.fingerprint == part.fingerprint and not footer.rejected else None
 
 
-def build_part(part: Part, source: str, side: int, soften: int) -> tuple[bytes, list[str]]:
+def build_part(part: Part, source: str, side: int, soften: int, reading: MatteReading) -> tuple[bytes, list[str]]:
     """Fetch and pack the pairs of a part, and encode it as Parquet. Arguments are those of make_part.
 
     Returns:
         The part's bytes, and the keys of pairs that were rejected for a transient reason.
     """
-    rows, rejected, transient = [], [], list[str]()
-    columns = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
-    for key, pair in RawRows(pa.table(columns)).fetch():
+    rows, rejected, suspicious, transient = [], [], [], list[str]()
+    names = {name: [getattr(pair, name) for pair in part.pairs] for name in ("key", "image_uri", "matte_uri")}
+    for key, pair in RawRows(pa.table(names)).fetch():
         if isinstance(pair, ReadFailure):
             rejected.append((key, pair.reason))
             transient += [key] if pair.is_transient else []
             continue
         try:
-            rows.append({"key": key, "split": part.split, "source": source, **pack_pair(*pair, side, soften)})
+            columns, warning = pack_pair(pair[0], decode_pair(*pair, reading), side, soften)
         except images.BadImage as reason:
             rejected.append((key, str(reason)))
-    return shards.encode_part(rows, shards.PartFooter(part.fingerprint, tuple(rejected))), transient
+            continue
+        rows.append({"key": key, "split": part.split, "source": source, **columns})
+        suspicious += [(key, warning)] if warning else []
+    footer = shards.PartFooter(part.fingerprint, tuple(rejected), tuple(suspicious))
+    return shards.encode_part(rows, footer), transient
 
 
-def pack_pair(image_bytes: bytes, matte_bytes: bytes, side: int, soften: int) -> dict[str, Any]:
-    """Return the columns of one pair: the image's bytes, encoded anew only if shrunk; the matte as 8-bit grey PNG.
+def pack_pair(image_bytes: bytes, pair: DecodedPair, side: int, soften: int) -> tuple[dict[str, Any], str]:
+    """Return the columns of one pair, and what is suspicious about it, or "".
 
-    Raises:
-        BadImage: The pair cannot be used.
+    The image's bytes are encoded anew only if it is shrunk; the matte is an 8-bit grey PNG.
     """
-    image, alpha = decode_pair(image_bytes, matte_bytes)
+    image, alpha = pair.image, pair.alpha
     height, width = image.shape[:2]
     if side and max(width, height) > side:
         scale = side / max(width, height)
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         image, alpha = images.resize(image, width, height), images.resize(alpha, width, height)
         image_bytes = images.encode_jpeg(image, JPEG_QUALITY)
+    warning = "; ".join(filter(None, (pair.damage, suspicion(pair.look((image, alpha))))))
     if soften and is_mask(alpha):
         alpha = soften_mask(image, alpha, soften)
-    return {"image": image_bytes, "matte": images.encode_png(alpha), "width": width, "height": height}
+    return {"image": image_bytes, "matte": images.encode_png(alpha), "width": width, "height": height}, warning
 
 
 def remove_other_parts(output: str, names: set[str]) -> None:

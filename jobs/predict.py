@@ -69,7 +69,7 @@ class PredictConfig(LeaseOptions):
 
     Args:
         checkpoint: URI of a checkpoint folder.
-        images: URI of a folder of photos, or of a Parquet or CSV table with a column of URIs or of image bytes.
+        images: URI of a folder of photos or tar archives, of a tar archive, or of a table of URIs or image bytes.
         output: URI of the folder for mattes, ledger, summary and page.
         write: Outputs for each photo: alpha, cutout, or both with a comma between.
         format: File format of cutouts. JPEG needs a background.

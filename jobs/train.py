@@ -6,6 +6,7 @@
     4. batch -> augment -> network -> step; validate (worker.py, matting.nn.trainer)      workers
     5. after every epoch: checkpoint, metrics, events (recorder.py, run_folder.py)        first worker -> run folder
     6. page and summary, from the best checkpoint (report.py)                             driver
+    7. training pairs that the best checkpoint contradicts (suspects.py)                  tasks -> run folder
 
 Meanwhile the driver publishes the first worker's counters to Ray's metrics (jobs/common/telemetry.py), and sends the
 run to MLflow if MLFLOW_TRACKING_URI is set (mlflow.py).
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
@@ -42,6 +44,7 @@ from jobs.training.report import write_results
 from jobs.training.run_folder import RunFolder
 from jobs.training.streams import WorkerShards
 from jobs.training.worker import Assignment, train_worker
+from matting.data.dataset import check_mattes
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.trainer import Trainer
 from matting.storage import lease, store
@@ -73,6 +76,9 @@ def main(
 def run(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_class: type[Trainer]) -> None:
     """Bring the run to its end, and write its results if they are missing."""
     identity = options.identity(data.fingerprints())
+    if not folder.progress():  # before run.json, so that --invert and --matte-range can be added
+        for warning in check_mattes(data.pairs, options.data, options):
+            print(f"WARNING: {warning}")
     folder.begin(command_line(), identity)
     with follow_run(folder, identity, {"command": command_line(), "folder": folder.uri}):
         if is_run_finished(options, data, folder):
@@ -120,6 +126,7 @@ def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_c
         )
         datasets = build_datasets(data, folder.epochs_done, mailbox, console, token)
         failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver), console)
+        folder.write_suspicious(ray.get(mailbox.warnings.remote()))
     if failure:
         raise JobError(failure)
 

@@ -61,7 +61,7 @@ def main() -> None:
     """Handle the photos of the command line; print an error as one line, and exit with a code."""
     options = parse_options()
     try:
-        failed = run(options)
+        failed = cut_out_all(options)
     except (BadBackground, CheckpointError, StorageError, UsageError) as error:
         stop(f"error: {error}", 2)
     except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace) -> int:
+def cut_out_all(options: argparse.Namespace) -> int:
     """Handle all photos, and print the names of those that fail, and counts of several photos.
 
     Returns:
@@ -116,6 +116,8 @@ def run(options: argparse.Namespace) -> int:
             if isinstance(data, ReadFailure):
                 raise BadImage(f"cannot be read: {data.reason}")
             photo = images.decode_photo(data)
+            if photo.warning:
+                print(f"warning: {name_of(uri)}: {photo.warning}", file=sys.stderr)
             (alpha_HW,) = predictor.alphas([photo.image_HWC])
             is_mask = options.only_mask
             write_output(
@@ -127,11 +129,16 @@ def run(options: argparse.Namespace) -> int:
             failed += 1
             is_expected = isinstance(error, BadImage | StorageError)
             reason = " ".join((str(error) if is_expected else f"{type(error).__name__}: {error}").split())
-            print(f"error: {'stdin' if uri == STREAM else unsigned_uri(uri)}: {reason}", file=sys.stderr)
+            print(f"error: {name_of(uri)}: {reason}", file=sys.stderr)
     if not found.is_single:
         ignored = f"; {len(found.ignored):,} other files left out: {first_few(found.ignored)}" if found.ignored else ""
         print(f"{done:,} done, {failed:,} failed{ignored}", file=sys.stderr)
     return failed
+
+
+def name_of(uri: str) -> str:
+    """Return the name of a photo in messages."""
+    return "stdin" if uri == STREAM else unsigned_uri(uri)
 
 
 def checked_format(options: argparse.Namespace) -> CutoutFormat:

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from jobs.evaluate import FileAlphas
+from jobs.evaluation.alphas import FileAlphas
 from jobs.training.run_folder import PROGRESS, RunFolder
 from matting.data import pairs, photos, shards
+from matting.data.images import BadImage
 from matting.data.mattes import read_matte
-from matting.data.pairs import PairsError
 from matting.data.photo_tables import PhotosError
 from matting.data.shards import ShardError
+from matting.data.sources.tables import TableError
 from matting.results import ledger
 from matting.results.ledger import LedgerError
 from matting.storage.errors import StorageError
@@ -68,7 +69,7 @@ def test_table_of_photos_runs_no_code(unpickling: pa.Array, executed: Path, tmp_
     whole = {"key": ["a.jpg"], "image": pa.array([b"x"]), "etag": ["e"], "size": [1]}
     hidden = pa.StructArray.from_arrays([unpickling], ["bytes"])
     for change in ({name: unpickling} for name in whole):
-        with pytest.raises(PhotosError):
+        with pytest.raises((PhotosError, TableError)):
             photos.find_photos(write(tmp_path / "photos.parquet", whole | change))
     with pytest.raises(PhotosError):
         photos.find_photos(write(tmp_path / "photos.parquet", whole | {"image": hidden}))
@@ -78,7 +79,7 @@ def test_table_of_photos_runs_no_code(unpickling: pa.Array, executed: Path, tmp_
 def test_manifest_runs_no_code(unpickling: pa.Array, executed: Path, tmp_path: Path) -> None:
     whole = {"key": ["a"], "image": ["a.jpg"], "matte": ["a.png"], "split": ["train"], "group": ["g"]}
     for name in whole:
-        with pytest.raises(PairsError, match="cannot be read as a manifest"):
+        with pytest.raises(TableError, match=f"a column {name} that does not hold string"):
             pairs.find_pairs(write(tmp_path / "pairs.parquet", whole | {name: unpickling}))
     assert not executed.exists()
 
@@ -140,8 +141,8 @@ def test_hostile_key_reads_no_other_folder(tmp_path: Path) -> None:
     (tmp_path / "mattes").mkdir()
     (tmp_path / "mattes/own.png").write_bytes(b"own")
     for key in ("../secret.jpg", "a/../../secret"):
-        with pytest.raises(StorageError, match="would lead out of"):
-            FileAlphas(str(tmp_path / "mattes"))(key, None)
+        with pytest.raises(BadImage, match="no prediction"):
+            FileAlphas(str(tmp_path / "mattes"), [key])(key, None)
 
 
 def test_hostile_description_names_no_other_folder(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import pyarrow as pa
 import torch
 
 from jobs.bench.timing import calls_per_second
-from jobs.prediction.blocks import BLOCK_PHOTOS, PredictionWork
 from matting.data.photos import find_photos
-from matting.inference.predictor import Refine
+from matting.inference.network import Network
+from matting.inference.predictor import Predictor, Refine
 from matting.nn import checkpoint
-from matting.nn.precision import NumberFormat
-from matting.results.pipeline import PredictionSettings
+from matting.nn.precision import NumberFormat, micro_batch_size
+from matting.results.pipeline import PhotoPipeline, PredictionSettings
+
+BLOCK_PHOTOS = 256  # as many as the job gives to a task
 
 
 def loop_rate(folder: str, uri: str, refine: Refine, precision: NumberFormat, seconds: float) -> float:
@@ -29,10 +31,11 @@ def loop_rate(folder: str, uri: str, refine: Refine, precision: NumberFormat, se
     settings = PredictionSettings(("alpha",), "png", refine, "files", precision)
     photos = find_photos(folder).table
     photos = photos.append_column("outputs", pa.nulls(len(photos), pa.list_(pa.string())))
-    blocks = [photos.slice(start, BLOCK_PHOTOS) for start in range(0, len(photos) - BLOCK_PHOTOS + 1, BLOCK_PHOTOS)]
+    blocks = [photos.slice(start, BLOCK_PHOTOS) for start in range(0, len(photos), BLOCK_PHOTOS)]
+    loaded, device = checkpoint.load(uri), torch.device("cpu")
+    predictor = Predictor(Network(loaded, device, precision), refine)
+    micro_batch = micro_batch_size(device, precision)
     with TemporaryDirectory() as output:
-        work = PredictionWork(uri, checkpoint.load(uri).identity, output, settings, "loop")
-        device = torch.device("cpu")
-        pipeline = work.pipeline(work.network(device), device)
+        pipeline = PhotoPipeline(output, settings, "loop", loaded.identity, predictor, micro_batch)
         calls = [partial(pipeline.handle, block, number) for number, block in enumerate(blocks)]
-        return BLOCK_PHOTOS * calls_per_second(calls, seconds)
+        return len(photos) / len(blocks) * calls_per_second(calls, seconds)

@@ -17,6 +17,7 @@ from matting.data.dataset import DataError
 from matting.data.pairs import PairsError
 from matting.data.photo_tables import PhotosError
 from matting.data.shards import ShardError
+from matting.data.sources.tables import TableError
 from matting.nn.checkpoint import CheckpointError
 from matting.results.cutouts import BadBackground
 from matting.results.ledger import LedgerError
@@ -32,6 +33,7 @@ CANNOT_BEGIN = (
     DataError,
     PairsError,
     PhotosError,
+    TableError,
     ShardError,
     LedgerError,
     StorageError,

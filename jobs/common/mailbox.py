@@ -1,4 +1,4 @@
-"""The actor that training's processes send messages to: lines and progress for the console, and rejected pairs.
+"""The actor that training's processes send messages to: console lines, progress, rejected and suspicious pairs.
 
 It is one process for both, since each of Ray's processes takes time to start and some of a core while idle. Its start
 costs what this module and the modules of its messages import: nothing but Ray.
@@ -33,11 +33,12 @@ class ProgressMessage:
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Queue of messages, first in, first out; and the reasons why pairs were rejected, over all tasks."""
+    """Queue of messages, first in, first out; and why pairs were rejected or are suspicious, over all tasks."""
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
         self._reasons: dict[str, str] = {}
+        self._warnings: dict[str, str] = {}
 
     async def put(self, message: Any) -> None:
         """Add a message."""
@@ -54,3 +55,11 @@ class Mailbox:
     async def rejected(self) -> dict[str, str]:
         """Return all reasons by key, sorted by key."""
         return dict(sorted(self._reasons.items()))
+
+    async def warn(self, warnings: Mapping[str, str]) -> None:
+        """Add what is suspicious about pairs, by key. A task that Ray repeats may add the same ones again."""
+        self._warnings.update(warnings)
+
+    async def warnings(self) -> dict[str, str]:
+        """Return what is suspicious about pairs, by key, sorted by key."""
+        return dict(sorted(self._warnings.items()))

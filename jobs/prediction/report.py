@@ -26,6 +26,7 @@ from matting.data.mattes import read_matte
 from matting.data.photo_tables import ReadFailure
 from matting.data.photos import Photos, read_photos
 from matting.inference.refine import cutout
+from matting.messages import first_few
 from matting.results import gallery, ledger
 from matting.results.cutouts import has_matte
 from matting.results.pipeline import Stage
@@ -200,6 +201,7 @@ def write_page(work: PredictionWork, source: str, merged: pa.Table, summary: Pre
         command=command_line(),
         facts={
             "Photos": source,
+            **({"Left out": first_few([f"{key} {why}" for key, why in photos.left_out])} if photos.left_out else {}),
             "Output": work.output,
             "Checkpoint": f"{work.checkpoint}, SHA-256 {work.model[:16]}…",
             "Settings": str(work.settings),

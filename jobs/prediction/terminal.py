@@ -30,6 +30,8 @@ def print_plan(source: str, photos: Photos, plan: ledger.Plan, due: pa.Table, ra
     """
     others = f" ({len(photos.ignored):,} other files: {first_few(list(photos.ignored))})" if photos.ignored else ""
     print(f"{len(photos.table):>11,} photos in {source}{others}")
+    if photos.left_out:
+        print(f"{len(photos.left_out):>11,} left out: {first_few([f'{key} {why}' for key, why in photos.left_out])}")
     for state, count in plan.counts.items():
         if count:
             print(f"{count:>11,} {STATE_LABELS[state]}")

@@ -36,6 +36,7 @@ CHANGEABLE = {
     "cache",
     "max_unpaired_fraction",
     "max_rejected_fraction",
+    "check_mattes",
 }
 
 

@@ -3,8 +3,8 @@
     decode_columns      Rows                         -> columns key, image, alpha, error, for a few rows at a time
     start_backgrounds   table of background photos   -> references to decoded arrays
 
-What cannot be decoded is reported to the mailbox (jobs/common/mailbox.py) by key and reason. Knows no order of
-rows, and no network.
+What cannot be decoded or is suspicious is reported to the mailbox (jobs/common/mailbox.py) by key and reason. Knows no
+order of rows, and no network.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def decode_columns(
     Args:
         rows: Rows to decode.
         size: Side of the decoded images in pixels.
-        mailbox: Receiver of the keys that cannot be decoded, and of the reasons.
+        mailbox: Receiver of the keys that cannot be decoded or are suspicious, and of the reasons.
         keep_rejected: Whether rejected rows become placeholders of zeros with an error, or are left out.
 
     Yields:
@@ -80,6 +80,9 @@ def decode_columns(
         reasons = {example.key: example.error for example in chunk if example.error}
         if reasons:
             ray.get(mailbox.reject.remote(reasons))
+        warnings = {example.key: example.warning for example in chunk if example.warning}
+        if warnings:
+            ray.get(mailbox.warn.remote(warnings))
         kept = [example for example in chunk if keep_rejected or not example.error]
         if kept:
             yield {

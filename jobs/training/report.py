@@ -1,6 +1,7 @@
 """The results of a finished training run: a page and a summary, made from the run folder.
 
-run folder, TrainingData -> summary.json (for programs), report.html (for people), and lines on the terminal
+run folder, TrainingData -> summary.json (for programs), report.html (for people), suspects.parquet (training pairs to
+check), and lines on the terminal
 """
 
 import json
@@ -11,6 +12,7 @@ from jobs.common.cases import predict_cases
 from jobs.common.cli import command_line
 from jobs.training.data import TrainingData
 from jobs.training.run_folder import RunFolder
+from jobs.training.suspects import encode_suspects, score_training_pairs, suspect_cases, suspicious_pairs
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
@@ -34,8 +36,11 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
     predictor = Predictor(Network(best, number_format="fp32"))
     scores = [("val", score.key, score.mad) for score in folder.scores()]
     cases, unreadable = predict_cases(data.pairs, scores, {"": lambda key, image: predictor.alphas([image])[0]})  # noqa: ARG005 - the image is enough
+    suspects = score_training_pairs(data, best)
+    suspicious = [*folder.suspicious().items(), *suspicious_pairs(suspects)]
+    store.write_bytes(join_uri(folder.uri, "suspects.parquet"), encode_suspects(suspects))
     left_out = [*data.pairs.unpaired, *{**rejections, **unreadable}.items()]
-    summary = summarize(folder, best, progress, epochs, best_epoch, len(left_out))
+    summary = summarize(folder, best, progress, epochs, best_epoch, len(left_out), len({key for key, _ in suspicious}))
     store.write_bytes(join_uri(folder.uri, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
     page = report.report_page(
         title=f"Training {folder.name}",
@@ -50,12 +55,15 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
             }
         ],
         history=history,
-        groups=cases,
+        groups={**cases, "training pairs to check first": suspect_cases(data.pairs, suspects, predictor)},
         skipped=left_out,
+        suspicious=suspicious,
     )
     store.write_bytes(join_uri(folder.uri, "report.html"), page.encode())
     if left_out:
         print(f"Left out, and named on the page: {len(left_out):,}.")
+    if suspicious:
+        print(f"Suspicious pairs, used all the same, and named on the page: {len(suspicious):,}.")
     print(
         f"Best on {best_epoch['val_n']} validation pairs: MAD {best_epoch['val_mad']:.2f}e-3, "
         f"IoU {best_epoch['val_iou']:.4f}.\nCheckpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"
@@ -69,6 +77,7 @@ def summarize(
     epochs: Sequence[Mapping[str, Any]],
     best_epoch: Mapping[str, Any],
     left_out: int,
+    suspicious: int,
 ) -> dict[str, Any]:
     """Return the contents of summary.json.
 
@@ -79,6 +88,7 @@ def summarize(
         epochs: Rows of metrics.jsonl that describe an epoch.
         best_epoch: Row of the best epoch, whose validation and speed the summary has.
         left_out: Number of pairs and backgrounds that were not used.
+        suspicious: Number of pairs that were used and may be wrong.
     """
     first_batches = [row["first_batch_seconds"] for row in epochs if "first_batch_seconds" in row]
     return {
@@ -92,6 +102,7 @@ def summarize(
         "samples_per_second": best_epoch["samples_per_second"],
         "first_batch_seconds": first_batches[-1] if first_batches else None,  # of the latest start
         "left_out": left_out,
+        "suspicious": suspicious,
     }
 
 

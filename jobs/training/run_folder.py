@@ -8,8 +8,10 @@
     events/events.out.tfevents…  the same rows for TensorBoard, one file for each epoch
     validation.parquet           scores of every validation pair at the best epoch
     rejected.json                pairs that cannot be decoded, with the reasons
+    suspicious.json              pairs whose content seems wrong, with the reasons; written when training ends
     _lease/                      leases: the job that trains here, and its fencing number (matting.storage.lease)
     report.html, summary.json    written at the end by jobs/training/report.py
+    suspects.parquet             training pairs by how much the best checkpoint contradicts them, likewise
 
 Every file is written whole, and again when it grows, so a run that goes on repeats no row.
 """
@@ -136,6 +138,16 @@ class RunFolder:
         """Return the contents of rejected.json: reasons by key."""
         reasons: dict[str, str] = json.loads(store.read_bytes(join_uri(self.uri, "rejected.json")))
         return reasons
+
+    def write_suspicious(self, warnings: Mapping[str, str]) -> None:
+        """Write suspicious.json: what is suspicious about pairs, by key."""
+        self._write_json("suspicious.json", warnings)
+
+    def suspicious(self) -> dict[str, str]:
+        """Return the contents of suspicious.json; empty if the run was killed before it was written."""
+        uri = join_uri(self.uri, "suspicious.json")
+        warnings: dict[str, str] = json.loads(store.read_bytes(uri)) if store.exists(uri) else {}
+        return warnings
 
     def scores(self) -> list[Score]:
         """Return the rows of validation.parquet."""

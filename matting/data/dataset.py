@@ -1,6 +1,7 @@
 """Open a dataset: the pairs to learn from, in three splits.
 
     open_dataset   URIs or "synthetic" -> PairDataset: Rows and keys of each split; nothing is decoded
+    check_mattes   PairDataset         -> what a small sample shows to be wrong with its mattes
 
 A dataset is raw or packed pairs at one URI or several, or synthetic people.
 """
@@ -8,6 +9,7 @@ A dataset is raw or packed pairs at one URI or several, or synthetic people.
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -16,7 +18,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from matting.data import shards
-from matting.data.pairs import RawPairOptions, Split, find_pairs, split_of
+from matting.data.checks.dataset_checks import RUN_PAIRS, RUNS, judge
+from matting.data.checks.pair_checks import LOOK_SIDE
+from matting.data.mattes import MatteReading
+from matting.data.pairs import Pairing, RawPairOptions, Split, find_pairs, split_of
 from matting.data.rows import Example, PackedRows, RawRows, StoredRows, SyntheticRows, synthetic_key
 from matting.messages import first_few
 
@@ -90,6 +95,36 @@ class PairDataset:
             raise KeyError(f"{key!r} is not in split {split!r}")
         return next(self.splits[split].take(np.array([index])).examples(None))
 
+    def neighbours(self, prefix: str, runs: int, count: int) -> list[list[tuple[str, str, int]]]:
+        """Return evenly spaced runs of neighbours in the listing of one dataset, as (key, split, index of the row).
+
+        Args:
+            prefix: Start of the dataset's keys, one of `prefixes`.
+            runs: Number of runs; there are fewer if they would overlap.
+            count: Number of neighbours in a run.
+        """
+        bounds = {  # "0" is the character after the "/" that a prefix ends in
+            split: (bisect_left(keys, prefix), bisect_left(keys, prefix[:-1] + "0") if prefix else len(keys))
+            for split, keys in self.keys.items()
+        }
+        total = sum(end - start for start, end in bounds.values())
+        longest = max(bounds, key=lambda split: bounds[split][1] - bounds[split][0])
+        start, end = bounds[longest]
+        first_keys = [prefix]
+        if total > runs * count:
+            numbers = np.unique(np.linspace(start, max(start, end - count), runs).astype(int))
+            first_keys = [self.keys[longest][number] for number in numbers]
+        else:
+            count = total
+        found = []
+        for first_key in first_keys:
+            following = []
+            for split, (_, end) in bounds.items():
+                index = bisect_left(self.keys[split], first_key)
+                following += [(self.keys[split][i], split, i) for i in range(index, min(index + count, end))]
+            found.append(sorted(following)[:count])
+        return found
+
 
 def open_dataset(data: str, options: PairOptions) -> PairDataset:
     """Open one or more datasets as one.
@@ -114,22 +149,79 @@ def open_dataset(data: str, options: PairOptions) -> PairDataset:
     if any(packed) and not all(packed):
         raise DataError(f"{data} mixes raw and packed datasets. Pack the raw ones with jobs/pack.py.")
     prefixes = [f"{name}/" for name in names] if len(uris) > 1 else [""]
-    indexes = [index_packed(uri) if packed[0] else index_raw(uri, options) for uri in uris]
+    indexes = [index_packed(uri) if packed[0] else index_raw(find_pairs(uri, options)) for uri in uris]
     tables = [prefix_keys(index.table, prefix) for index, prefix in zip(indexes, prefixes, strict=True)]
-    table = pa.concat_tables(tables).sort_by("key")
-    rows_type: Callable[[pa.Table], StoredRows] = PackedRows if packed[0] else RawRows
+    unpaired = [
+        (prefix + key, reason)
+        for index, prefix in zip(indexes, prefixes, strict=True)
+        for key, reason in index.unpaired
+    ]
+    joined = Index(pa.concat_tables(tables), unpaired, digest(index.fingerprint for index in indexes))
+    return join_splits(joined, PackedRows if packed[0] else RawRows, options.reading, tuple(prefixes))
+
+
+def join_splits(
+    index: "Index",
+    rows_type: Callable[[pa.Table, MatteReading], StoredRows],
+    reading: MatteReading,
+    prefixes: tuple[str, ...] = ("",),
+) -> PairDataset:
+    """Return the dataset of an index.
+
+    Args:
+        index: Index of raw or packed pairs.
+        rows_type: Type of its rows, which is made of a table and the way in which mattes are read.
+        reading: How the stored values of mattes become alphas.
+        prefixes: Start of the keys of each joined dataset.
+    """
+    table = index.table.sort_by("key")
     splits = {split: table.filter(pa.compute.equal(table["split"], split)).drop_columns("split") for split in SPLITS}
     return PairDataset(
-        splits={split: rows_type(part) for split, part in splits.items()},
+        splits={split: rows_type(part, reading) for split, part in splits.items()},
         keys={split: part["key"].to_pylist() for split, part in splits.items()},
-        unpaired=tuple(
-            (prefix + key, reason)
-            for index, prefix in zip(indexes, prefixes, strict=True)
-            for key, reason in index.unpaired
-        ),
-        fingerprint=digest(index.fingerprint for index in indexes),
-        prefixes=tuple(prefixes),
+        unpaired=tuple(index.unpaired),
+        fingerprint=index.fingerprint,
+        prefixes=prefixes,
     )
+
+
+def check_mattes(pairs: PairDataset, name: str, options: RawPairOptions) -> list[str]:
+    """Decode a few dozen pairs of each joined dataset, and look whether its mattes are wrong as a whole.
+
+    Mattes are wrong as a whole if they use a small part of their range (0 and 1, or 0 … 255 in 16 bits), are inverted,
+    are trimaps, or are shifted against the photos in the listing; see `matting.data.checks.dataset_checks`.
+
+    Args:
+        pairs: The dataset. Drawn people are not looked at.
+        name: Name of the dataset, for the messages.
+        options: Options of the dataset.
+
+    Returns:
+        Warnings about what may be meant so. With `check_mattes` "warn", failures are among them.
+
+    Raises:
+        DataError: The mattes are wrong as a whole, and `check_mattes` is "stop".
+        ShardError: A part cannot be read.
+    """
+
+    def decode(run: Sequence[tuple[str, str, int]]) -> list[Example]:
+        examples: list[Example] = []
+        for split in SPLITS:
+            indices = np.array([index for _, of, index in run if of == split], int)
+            examples += pairs.splits[split].take(indices).examples(LOOK_SIDE) if len(indices) else ()
+        return sorted(examples, key=lambda example: example.key)
+
+    if isinstance(pairs.splits["train"], SyntheticRows):
+        return []
+    warnings = []
+    for prefix in pairs.prefixes:
+        runs = pairs.neighbours(prefix, RUNS, RUN_PAIRS)
+        with ThreadPoolExecutor(RUNS) as pool:
+            verdict = judge(prefix.rstrip("/") or name, list(pool.map(decode, runs)))
+        if verdict.failure and options.check_mattes == "stop":
+            raise DataError(f"{verdict.failure} To use them as they are, give --check-mattes warn.")
+        warnings += [text for text in verdict if text]
+    return warnings
 
 
 def too_many_rejected(reasons: Mapping[str, str], total: int, allowed_fraction: float, what: str = "pairs") -> str:
@@ -158,9 +250,8 @@ class Index(NamedTuple):
     fingerprint: str
 
 
-def index_raw(uri: str, options: RawPairOptions) -> Index:
+def index_raw(found: Pairing) -> Index:
     """Index raw pairs; the table has the columns key, split, image_uri, matte_uri."""
-    found = find_pairs(uri, options)
     columns = ("key", "split", "image_uri", "matte_uri")
     table = pa.table({name: pa.array([getattr(pair, name) for pair in found.pairs], pa.string()) for name in columns})
     return Index(table, found.unpaired, found.fingerprint)

@@ -28,6 +28,7 @@ from matting.data.decoding.errors import BadImage as BadImage
 from matting.data.decoding.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 Pixels = NDArray[np.uint8]
+StoredMatte = NDArray[np.uint8] | NDArray[np.uint16]
 
 # Predicting a photo of this size takes 2.3 GB for its alpha and 4.1 GB for its cutout.
 MAX_PIXELS = 120_000_000
@@ -52,6 +53,7 @@ class DecodedPhoto:
         opacity_HW: The photo's own opacity at its whole size, uint8, 255 is opaque; None where all of it is.
         profile: Colour profile of the stored RGB numbers; None if they are sRGB, or cannot be kept in RGB.
         warning: Damage that left all pixels in place, or why colours may be off; None if nothing is wrong.
+        orientation: Orientation of the stored pixels, 1 to 8 as in EXIF; 1 is upright.
     """
 
     image_HWC: Pixels
@@ -60,10 +62,25 @@ class DecodedPhoto:
     opacity_HW: Pixels | None = None
     profile: bytes | None = None
     warning: str | None = None
+    orientation: int = 1
 
     def limit(self, alpha_HW: Pixels) -> Pixels:
         """Multiply a predicted alpha of the photo's size with the photo's own opacity."""
         return alpha_HW if self.opacity_HW is None else multiply(alpha_HW, self.opacity_HW)
+
+
+class DecodedMatte(NamedTuple):
+    """A matte, upright.
+
+    Attributes:
+        matte_HW: Stored values, uint8 or uint16.
+        orientation: Orientation of the stored pixels, 1 to 8 as in EXIF; 1 is upright.
+        warning: Damage that left all pixels in place; None if there is none.
+    """
+
+    matte_HW: StoredMatte
+    orientation: int
+    warning: str | None
 
 
 def multiply(alpha_HW: Pixels, opacity_HW: Pixels) -> Pixels:
@@ -126,26 +143,26 @@ def from_pillow(image: Image.Image) -> DecodedPhoto:
 def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode a matte to alpha_HW, uint8: 0 is background, 255 is opaque; upright. Colour profiles are not applied.
 
-    A transparency channel is the alpha, unless it is opaque everywhere and the colours are grey. Otherwise the alpha is
-    the grey values: 8-bit, 16-bit (scaled, rounded), 1-bit (0 or 255), palette, or RGB whose channels agree (its luma).
+    These are the values of `decode_matte`, those of 16 bits scaled and rounded.
+
+    Raises:
+        BadImage: See `decode_matte`.
+    """
+    matte_HW = decode_matte(data, max_pixels).matte_HW
+    return color.to_8_bits(matte_HW) if matte_HW.dtype == np.uint16 else matte_HW.astype(np.uint8, copy=False)
+
+
+def decode_matte(data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedMatte:
+    """Decode a matte to its stored values, upright.
+
+    A transparency channel is the matte, unless it is opaque everywhere and the colours are grey. Otherwise the matte is
+    the grey values: 8-bit, 16-bit, 1-bit (0 or 255), palette, or RGB whose channels agree (its luma).
 
     Raises:
         BadImage: See `decode_photo`; or the file is in colour, and so is not a matte.
     """
-    with _opened(data, max_pixels) as (image, _, _, _):
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        if image.mode in ("RGBA", "LA", "PA"):
-            alpha_HW = np.array(image.getchannel("A"))
-            image = image.convert("RGB")
-            if alpha_HW.min() < 255 or not _is_grey(image):
-                return alpha_HW
-        if image.mode not in ("1", "L", "P", "RGB") and not image.mode.startswith("I;16"):
-            raise BadImage(f"pixels of mode {image.mode!r}, not a matte")
-        image = color.as_8_bits(image)
-        if image.mode == "RGB" and not _is_grey(image):
-            raise BadImage("an image in colour, not a matte")
-        return np.array(image.convert("L"))
+    with _opened(data, max_pixels) as opened:
+        return DecodedMatte(_matte_values(opened.image), opened.orientation, opened.warning)
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -223,12 +240,13 @@ def encode_jpeg(image_HWC: Pixels, quality: int = 95) -> bytes:
 
 
 class _Opened(NamedTuple):
-    """An upright image, perhaps reduced; width and height of the whole one; and a warning about its file."""
+    """An upright image, perhaps reduced; width and height of the whole one; a warning; how its pixels lay."""
 
     image: Image.Image
     width: int
     height: int
     warning: str | None
+    orientation: int = 1
 
 
 @contextmanager
@@ -276,7 +294,7 @@ def _opened(data: bytes, max_pixels: int, load: bool = True, least_side: int | N
             lies = orientation.orientation_of(image)
             if load:
                 image = orientation.turned(tiff.with_black_zero(image), lies)
-            yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning)
+            yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning, lies)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -295,7 +313,7 @@ def _load(image: Image.Image, least_side: int | None) -> Image.Image:
 
 
 def _decoded(opened: _Opened) -> DecodedPhoto:
-    image, width, height, warning = opened
+    image, width, height, warning, lies = opened
     image_HWC = np.array(color.to_srgb(color.as_8_bits(image)))
     problems = [warning, color.UNREADABLE_PROFILE if color.has_unusable_profile(image) else None]
     return DecodedPhoto(
@@ -305,7 +323,26 @@ def _decoded(opened: _Opened) -> DecodedPhoto:
         color.opacity_of(image),
         color.kept_profile(image),
         "; ".join(problem for problem in problems if problem) or None,
+        lies,
     )
+
+
+def _matte_values(image: Image.Image) -> StoredMatte:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA"):
+        alpha_HW = np.array(image.getchannel("A"))
+        image = image.convert("RGB")
+        if alpha_HW.min() < 255 or not _is_grey(image):
+            return alpha_HW
+    if image.mode not in ("1", "L", "P", "RGB"):
+        raise BadImage(f"pixels of mode {image.mode!r}, not a matte")
+    image = color.as_8_bits(image)
+    if image.mode == "RGB" and not _is_grey(image):
+        raise BadImage("an image in colour, not a matte")
+    return np.array(image.convert("L"))
 
 
 def _is_grey(image: Image.Image) -> bool:

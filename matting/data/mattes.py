@@ -1,17 +1,53 @@
-"""Read a predicted matte: its own file, or a row of a Parquet table that jobs/predict.py wrote with --sink table."""
+"""Read a matte: which stored value is opaque, and where a predicted one is.
+
+A predicted matte is a file, or a row of a Parquet table that jobs/predict.py wrote with --sink table.
+"""
 
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from matting.data.images import Pixels, StoredMatte
 from matting.storage import store
 from matting.storage.errors import DamagedError, NotFoundError
 
 _TABLE_SUFFIX = ".parquet"
 MATTE_SCHEMA = pa.schema([("key", pa.string()), ("alpha", pa.binary()), ("cutout", pa.binary())])
 _loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class MatteReading:
+    """How the stored values of mattes become alphas.
+
+    Args:
+        matte_range: Stored value that is opaque; None for the largest of the file's bit depth, 255 or 65535.
+        invert: Whether mattes show the background in place of the person.
+    """
+
+    matte_range: int | None = None
+    invert: bool = False
+
+    def opaque(self, matte_HW: StoredMatte) -> int:
+        """Return the stored value that is opaque in this matte."""
+        return self.matte_range or (255 if matte_HW.dtype == np.uint8 else 65535)
+
+    def alpha(self, matte_HW: StoredMatte) -> Pixels:
+        """Return alpha_HW, uint8, of stored values: scaled and rounded; values above the opaque one are opaque."""
+        opaque = self.opaque(matte_HW)
+        if opaque == 255 and matte_HW.dtype == np.uint8:
+            alpha_HW: Pixels = matte_HW.astype(np.uint8, copy=False)
+        else:
+            values = np.minimum(matte_HW.astype(np.uint32), opaque)
+            alpha_HW = ((values * 255 + opaque // 2) // opaque).astype(np.uint8)
+        return 255 - alpha_HW if self.invert else alpha_HW
+
+
+AS_STORED = MatteReading()
 
 
 def read_matte(key: str, matte_uri: str, max_bytes: int) -> bytes:

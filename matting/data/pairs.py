@@ -3,7 +3,8 @@
     URI of a dataset -> keys of its files -> layout, by the names of folders -> pairs, by name; unpaired files, and why
 
 A folder layout is one or more `_Rule`s. Each has two templates of paths, which an image and its matte fill in with the
-same fields. A manifest is a table that names both. Files are never paired by their position in a listing.
+same fields. A tar archive counts as a folder, and may hold WebDataset's samples instead. A manifest is a table that
+names both. Files are never paired by their position in a listing.
 
 This module opens no file but a manifest, so whether an image can be decoded shows later.
 """
@@ -13,18 +14,18 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, cast, get_args
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-
 from matting.data.images import IMAGE_SUFFIXES
-from matting.messages import first_few
-from matting.storage import store
-from matting.storage.uri import default_key, join_uri, resolve_uri
+from matting.data.matching import match_group, with_look_alikes
+from matting.data.mattes import MatteReading
+from matting.data.sources.listing import list_collection
+from matting.data.sources.tables import TABLE_SUFFIXES, read_texts
+from matting.data.sources.webdataset import pair_samples
+from matting.messages import first_few, normalized, tell_apart
+from matting.storage.uri import default_key, join_uri, resolve_uri, split_range
 
 Split = Literal["train", "val", "test"]
 Unpaired = list[tuple[str, str]]
@@ -43,12 +44,29 @@ class RawPairOptions:
         split_seed: Random seed of the 80/10/10 split by subject.
         max_unpaired_fraction: Fraction of files without a partner, in [0, 1], above which the dataset is refused.
         max_rejected_fraction: Fraction of pairs that cannot be decoded, in [0, 1], above which the job fails.
+        matte_range: Stored value that is opaque in all mattes: 1, 255, 65535 or any other; "auto" takes the largest of
+            each file's bit depth.
+        invert: Whether the mattes show the background, and are to be inverted.
+        check_mattes: What happens when a sample shows that the mattes of a dataset are wrong as a whole: "stop" ends
+            the job, "warn" prints what was found and goes on.
     """
 
     layout: str = "auto"
     split_seed: int = 0
     max_unpaired_fraction: float = 0.01
     max_rejected_fraction: float = 0.01
+    matte_range: int | Literal["auto"] = "auto"
+    invert: bool = False
+    check_mattes: Literal["stop", "warn"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.matte_range != "auto" and not 1 <= self.matte_range <= 65535:
+            raise ValueError(f"--matte-range takes auto or a number from 1 to 65535; is {self.matte_range}")
+
+    @property
+    def reading(self) -> MatteReading:
+        """How the stored values of mattes become alphas."""
+        return MatteReading(None if self.matte_range == "auto" else self.matte_range, self.invert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +127,18 @@ _FOLDER_LAYOUTS = {
     "ppm": (_Rule("image/{name}", "matte/{name}"),),
     "folders": (_Rule("images/{name}", "mattes/{name}"),),
 }
-LAYOUTS = (*_FOLDER_LAYOUTS, "manifest")
+LAYOUTS = (*_FOLDER_LAYOUTS, "webdataset", "manifest")
 
-_MANIFEST_SUFFIXES = (".parquet", ".csv")
 _MANIFEST_REQUIRED = ("image", "matte")
 _MANIFEST_OPTIONAL = ("key", "split", "group")
-_MANIFEST_COLUMNS = (*_MANIFEST_REQUIRED, *_MANIFEST_OPTIONAL)
 
 _DEFAULTS = RawPairOptions()
 
 
 def find_pairs(uri: str, options: RawPairOptions = _DEFAULTS) -> Pairing:
-    """Pair the images and mattes of a dataset: a folder, or the file of a manifest.
+    """Pair the images and mattes of a dataset: a folder, a tar archive or a folder of these, or a manifest.
+
+    The layout `webdataset` of archives is described in `webdataset`; a folder has it only if it is asked for.
 
     Hidden files (`._x`, `.DS_Store`, everything in a folder `.x`) and files outside the layout's folders are ignored.
     Every other file without a partner is listed as unpaired. So are files that are no images by their suffix, and
@@ -132,24 +150,42 @@ def find_pairs(uri: str, options: RawPairOptions = _DEFAULTS) -> Pairing:
 
     Raises:
         PairsError: No layout fits, nothing pairs, too many files are unpaired, or a manifest is malformed.
+        TableError: A file of the manifest is malformed.
         StorageError: The dataset cannot be listed, or the manifest cannot be read.
     """
     layout = options.layout
     if layout not in ("auto", *LAYOUTS):
         raise PairsError(f"There is no layout {layout!r}; choose one of auto, {', '.join(LAYOUTS)}.")
-    if layout == "manifest" or (layout == "auto" and uri.lower().endswith(_MANIFEST_SUFFIXES)):
+    if layout == "manifest" or (layout == "auto" and uri.rstrip("/").lower().endswith(TABLE_SUFFIXES)):
         layout = "manifest"
         pairs, unpaired = _pair_manifest(uri, options.split_seed)
         sizes = {}
     else:
-        files = store.list_files(uri)
-        sizes = {join_uri(uri, file.key): file.size for file in files if ".." not in file.key.split("/")}
-        keys = [file.key for file in files if "/." not in f"/{file.key}"]
+        listing = list_collection(uri)
+        names, uris, lengths = (listing.files[name].to_pylist() for name in ("key", "uri", "size"))
+        sizes = dict(zip(uris, lengths, strict=True))
+        keys = [key for key in names if "/." not in f"/{key}"]
+        has_archives = any(split_range(place)[1] for place in uris) or not uris
         if layout == "auto":
-            layout = _detect(uri, keys)
-        found = [_pair_by_name(uri, keys, rule, options.split_seed) for rule in _FOLDER_LAYOUTS[layout]]
-        pairs = [pair for of_rule, _ in found for pair in of_rule]
-        unpaired = [file for _, of_rule in found for file in of_rule]
+            layout = _detect(uri, keys, has_archives)
+        if layout == "webdataset":
+            pairs, unpaired = _pair_samples(uri, keys, options.split_seed)
+            folders: tuple[str, ...] = ("",)
+        else:
+            found = [_pair_by_name(uri, keys, rule, options.split_seed) for rule in _FOLDER_LAYOUTS[layout]]
+            pairs = [pair for of_rule, _ in found for pair in of_rule]
+            unpaired = [file for _, of_rule in found for file in of_rule]
+            folders = tuple(folder for rule in _FOLDER_LAYOUTS[layout] for folder in rule.folders)
+        unpaired += [
+            (key, reason)
+            for key, reason in listing.left_out
+            if key.startswith((*folders, uri.rstrip("/"))) and not key.endswith("/")
+        ]
+        if has_archives:  # files in them have other URIs than those of folders
+            places = {join_uri(uri, key): place for key, place in zip(names, uris, strict=True)}
+            pairs = [
+                replace(pair, image_uri=places[pair.image_uri], matte_uri=places[pair.matte_uri]) for pair in pairs
+            ]
     unpaired.sort()
     _check_enough(uri, layout, len(pairs), unpaired, options.max_unpaired_fraction)
     pairs.sort(key=lambda pair: pair.key)
@@ -182,7 +218,7 @@ def _below(keys: list[str], folder: str) -> list[str]:
     return keys[bisect_left(keys, folder) : bisect_left(keys, folder[:-1] + "0")]
 
 
-def _detect(uri: str, keys: list[str]) -> str:
+def _detect(uri: str, keys: list[str], has_archives: bool) -> str:
     present = {folder for rules in _FOLDER_LAYOUTS.values() for rule in rules for folder in rule.folders}
     present = {folder for folder in present if _below(keys, folder)}
     fitting = [
@@ -192,19 +228,25 @@ def _detect(uri: str, keys: list[str]) -> str:
         return fitting[0]
     if fitting:
         raise PairsError(f"{uri} fits more than one layout: {', '.join(fitting)}. Choose one with --layout.")
+    if has_archives:
+        return "webdataset"
     found = sorted({key.partition("/")[0] + "/" for key in keys if "/" in key})
     expected = [f"{name} ({' + '.join(rules[0].folders)})" for name, rules in _FOLDER_LAYOUTS.items()]
     raise PairsError(
-        f"{uri} fits no layout. Its folders: {first_few(found) or 'none'}. Expected: {', '.join(expected)}, or the URI "
-        f"of a manifest ({' or '.join(_MANIFEST_SUFFIXES)} with the columns {', '.join(_MANIFEST_REQUIRED)}). Correct "
-        "the URI, or force a layout with --layout."
+        f"{uri} fits no layout. Its folders: {first_few(found) or 'none'}. Expected: {', '.join(expected)}, tar "
+        f"archives of WebDataset's samples, or the URI of a manifest ({' or '.join(TABLE_SUFFIXES)} with the "
+        f"columns {', '.join(_MANIFEST_REQUIRED)}). Correct the URI, or force a layout with --layout."
     )
 
 
 def _pair_by_name(uri: str, keys: list[str], rule: _Rule, seed: int) -> tuple[list[Pair], Unpaired]:
-    # Both map the path of a matte, without its suffix, to keys.
+    # A group holds what could go together: an image, mattes of its name, and mattes named as jobs/predict.py names them
+    # (a.jpg.png). Groups are by normalized names, since systems store accents as one character or two.
     images, mattes = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    groups: dict[str, str] = {}
+    stems: dict[str, tuple[str, str]] = {}  # image key -> the two stems that its matte may have
+    group_of_name: dict[str, str] = {}  # second stem -> group
+    splits: dict[str, Split] = {}
+    matte_keys: list[str] = []
     unpaired: Unpaired = []
     image_folder, matte_folder = rule.folders
     for key in _below(keys, image_folder) + _below(keys, matte_folder):
@@ -212,32 +254,40 @@ def _pair_by_name(uri: str, keys: list[str], rule: _Rule, seed: int) -> tuple[li
         if suffix.lower() not in IMAGE_SUFFIXES:
             unpaired.append((key, f"is not an image by its suffix; expected .{', .'.join(IMAGE_SUFFIXES)}"))
         elif key.startswith(matte_folder):
-            mattes[stem].append(key)
+            matte_keys.append(key)
         elif match := rule.image_pattern.fullmatch(stem):
-            images[rule.matte.format_map(match.groupdict())].append(key)
-            groups[key] = rule.group.format_map(match.groupdict()) if rule.group else key
+            matte_stem = rule.matte.format_map(match.groupdict())
+            stems[key] = (matte_stem, f"{matte_stem}.{suffix}")
+            images[normalized(matte_stem)].append(key)
+            group_of_name[normalized(stems[key][1])] = normalized(matte_stem)
+            splits[key] = rule.split or split_of(rule.group.format_map(match.groupdict()) if rule.group else key, seed)
         else:
             unpaired.append((key, f"is not where this layout has its images: {rule.image}"))
+    for key in matte_keys:
+        stem = normalized(key.rpartition(".")[0])
+        mattes[stem if stem in images else group_of_name.get(stem, stem)].append(key)
 
     pairs = []
-    for stem in images.keys() | mattes.keys():
-        image_keys, matte_keys = images[stem], mattes[stem]
-        if len(image_keys) == len(matte_keys) == 1:
-            (key,), (matte_key,) = image_keys, matte_keys
-            split = rule.split or split_of(groups[key], seed)
-            pairs.append(Pair(key, join_uri(uri, key), join_uri(uri, matte_key), split))
-        elif not matte_keys:
-            unpaired += [(key, f"has no matte; looked for {stem}.png") for key in image_keys]
-        elif not image_keys:
-            unpaired += [(key, f"has no image of its name in {image_folder}") for key in matte_keys]
-        else:
-            reason = f"is ambiguous: {', '.join(image_keys)} could go with {', '.join(matte_keys)}"
-            unpaired += [(key, reason) for key in image_keys + matte_keys]
-    return pairs, unpaired
+    for group in images.keys() | mattes.keys():
+        found, left_images, left_mattes = match_group(images[group], mattes[group], stems)
+        pairs += [Pair(key, join_uri(uri, key), join_uri(uri, matte), splits[key]) for key, matte in found]
+        if left_images and left_mattes:
+            reason = f"is ambiguous: {tell_apart(left_images)} could go with {tell_apart(left_mattes)}"
+            unpaired += [(key, reason) for key in left_images + left_mattes]
+            continue
+        unpaired += [(key, f"has no matte; looked for {stems[key][0]}.png") for key in left_images]
+        unpaired += [(key, f"has no image of its name in {image_folder}") for key in left_mattes]
+    return pairs, with_look_alikes(unpaired, stems)
+
+
+def _pair_samples(uri: str, keys: list[str], seed: int) -> tuple[list[Pair], Unpaired]:
+    pairs, unpaired = pair_samples(keys)
+    return [Pair(key, join_uri(uri, key), join_uri(uri, matte), split_of(key, seed)) for key, matte in pairs], unpaired
 
 
 def _pair_manifest(uri: str, seed: int) -> tuple[list[Pair], Unpaired]:
-    columns = _read_manifest(uri)
+    uri = uri.rstrip("/")
+    columns = read_texts(uri, _MANIFEST_REQUIRED, _MANIFEST_OPTIONAL).to_pydict()
     folder = uri[: uri.rfind("/") + 1]
     pairs: list[Pair] = []
     unpaired: Unpaired = []
@@ -266,29 +316,6 @@ def _pair_manifest(uri: str, seed: int) -> tuple[list[Pair], Unpaired]:
             f"{uri} has more than one row for {first_few(repeated)}; keep one, or tell them apart by `key`."
         )
     return pairs, unpaired
-
-
-def _read_manifest(uri: str) -> dict[str, list[str | None]]:
-    source = pa.BufferReader(store.read_bytes(uri))
-    try:
-        if uri.lower().endswith(".csv"):
-            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_MANIFEST_COLUMNS, pa.string()))
-            table = pyarrow.csv.read_csv(source, convert_options=as_text)
-        else:
-            table = pyarrow.parquet.read_table(source)
-        columns = {name: table[name].cast(pa.string()) for name in _MANIFEST_COLUMNS if name in table.column_names}
-    except pa.ArrowException as error:
-        raise PairsError(
-            f"{uri} cannot be read as a manifest; expected texts in Parquet, or in CSV with a header: {error}"
-        ) from error
-    unknown = sorted(set(table.column_names) - set(_MANIFEST_COLUMNS))
-    missing = sorted(set(_MANIFEST_REQUIRED) - set(table.column_names))
-    if unknown or missing:
-        raise PairsError(
-            f"{uri} lacks the columns [{', '.join(missing)}] and has the unknown columns [{', '.join(unknown)}]; "
-            f"expected {', '.join(_MANIFEST_REQUIRED)} and optionally {', '.join(_MANIFEST_OPTIONAL)}."
-        )
-    return {name: column.to_pylist() for name, column in columns.items()}
 
 
 def _check_enough(uri: str, layout: str, paired: int, unpaired: Unpaired, max_unpaired_fraction: float) -> None:

@@ -1,6 +1,6 @@
 """Find the photos of a collection, and read their bytes.
 
-    find_photos   a folder, or a table of URIs or bytes -> Photos: a table with one row per key, and the ignored files
+    find_photos   a folder, tar archive or table        -> Photos: a table with one row per key, and other files
     read_photos   some of these rows                    -> (index of the row, bytes or a ReadFailure)
 
 A photo that cannot be found now is listed all the same, and gets a reason when it is read, so that every input is
@@ -19,15 +19,16 @@ from matting.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from matting.data.photo_tables import (
     NO_IMAGE,
     PHOTO_SCHEMA,
-    TABLE_SUFFIXES,
     PhotosError,
     ReadFailure,
     photos_in_table,
     read_values,
 )
+from matting.data.sources.listing import Listing, list_collection
+from matting.data.sources.tables import TABLE_SUFFIXES, find_table
+from matting.data.sources.tar import TAR_SUFFIX
 from matting.messages import first_few
 from matting.storage import store
-from matting.storage.backend import StoredFile
 from matting.storage.concurrent import concurrently
 from matting.storage.errors import StorageError
 from matting.storage.uri import is_local
@@ -43,25 +44,29 @@ class Photos:
     Args:
         table: One row of `PHOTO_SCHEMA` per photo, sorted by key.
         ignored: Keys of the files whose names are not those of photos, sorted.
+        left_out: Key and reason of what may hold photos and cannot be used; see `listing.list_collection`.
     """
 
     table: pa.Table
     ignored: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def find_photos(uri: str, output: str | None = None) -> Photos:
-    """Find the photos of the collection at `uri`: a folder, or a table.
+    """Find the photos of the collection at `uri`: a folder, a tar archive, or a table.
 
     In a folder, every file with the suffix of an image is a photo, also a hidden one, but not `._name` beside `name`,
-    which is macOS's metadata. See `photo_tables.photos_in_table` for tables: a .parquet or .csv file, or a folder
-    *.parquet that holds Parquet files, as Spark writes them.
+    which is macOS's metadata. A tar archive is a folder of its files, alone or in a folder. See
+    `photo_tables.photos_in_table` for tables: a file with one of `tables.TABLE_SUFFIXES`, or a folder with such a
+    suffix that holds parts, as Spark writes them.
 
     Args:
         uri: URI of the collection.
         output: URI of the predictions; files below it are not part of the collection.
 
     Raises:
-        PhotosError: There are no photos, the collection is the output, or a table is malformed.
+        PhotosError: There are no photos, the collection is the output, or a table cannot be used.
+        TableError: A table is malformed.
         NotFoundError: There is nothing at `uri`.
         StorageError: The collection cannot be listed, or the table cannot be read.
     """
@@ -72,14 +77,9 @@ def find_photos(uri: str, output: str | None = None) -> Photos:
         raise PhotosError(
             f"The photos and the output are both {uri}: mattes would be taken for photos. Choose another output."
         )
-    if place.lower().endswith(TABLE_SUFFIXES) and store.exists(place):
-        return Photos(photos_in_table(uri, [place], folder), ())
-    files = store.list_files(uri)
-    if inside:
-        files = [file for file in files if not file.key.startswith(f"{inside}/")]
-    if place.lower().endswith(".parquet") and (parts := [file.key for file in files if _is_part(file.key)]):
-        return Photos(photos_in_table(uri, [f"{place}/{part}" for part in parts], folder), ())
-    return _photos_in_folder(uri, files)
+    if parts := find_table(place):
+        return Photos(photos_in_table(uri, parts, folder), ())
+    return _photos_in_folder(uri, list_collection(uri, without=inside or ""))
 
 
 def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | ReadFailure]]:
@@ -127,28 +127,19 @@ def _spellings(uri: str) -> list[PurePath]:
     return [path, path.resolve()]  # the second follows links
 
 
-def _is_part(key: str) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in key.split("/"))
-    return key.lower().endswith(".parquet") and not hidden
-
-
-def _photos_in_folder(uri: str, files: list[StoredFile]) -> Photos:
-    keys = pa.array([file.key for file in files], pa.string())
+def _photos_in_folder(uri: str, listing: Listing) -> Photos:
+    keys = listing.files["key"].combine_chunks()
     shadows = keys.filter(pc.match_substring_regex(keys, _APPLE_DOUBLE))
     shadows = shadows.filter(pc.is_in(pc.replace_substring_regex(shadows, _APPLE_DOUBLE, r"\1\2"), keys))
     is_photo = pc.and_not(pc.match_substring_regex(keys, _PHOTO_NAME, ignore_case=True), pc.is_in(keys, shadows))
     ignored = keys.filter(pc.invert(is_photo)).to_pylist()
-    columns = {
-        "key": keys,
-        "etag": pa.array([file.etag for file in files], pa.string()),
-        "size": pa.array([file.size for file in files], pa.int64()),
-        "uri": pc.binary_join_element_wise(uri.rstrip("/"), keys, "/"),
-        "row": pa.nulls(len(files), pa.int64()),
-    }
-    table = pa.table(columns, schema=PHOTO_SCHEMA).filter(is_photo)
+    files = listing.files.filter(is_photo)
+    table = files.append_column("row", pa.nulls(len(files), pa.int64())).cast(PHOTO_SCHEMA)
     if not len(table):
+        beside = first_few([f"{key} {reason}" for key, reason in listing.left_out] + ignored)
         raise PhotosError(
-            f"{uri} holds no photos beside {first_few(ignored) or 'the output'}; expected files with the suffix "
-            f".{', .'.join(IMAGE_SUFFIXES)}, or a table ({', '.join(TABLE_SUFFIXES)}). Correct the URI."
+            f"{uri} holds no photos beside {beside or 'the output'}; expected files with the suffix "
+            f".{', .'.join(IMAGE_SUFFIXES)}, tar archives of such files ({TAR_SUFFIX}, not compressed), or a table "
+            f"({', '.join(TABLE_SUFFIXES)}; the folder of a table's parts has such a suffix too). Correct the URI."
         )
-    return Photos(table, tuple(ignored))
+    return Photos(table, tuple(ignored), listing.left_out)

@@ -9,14 +9,24 @@ task and process.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from matting.data import shards
-from matting.data.images import MAX_IMAGE_BYTES, BadImage, Pixels, decode_alpha, decode_image, image_size, resize
-from matting.data.mattes import read_matte
+from matting.data.checks.orientation import has_same_aspect, match_orientation
+from matting.data.checks.pair_checks import PairLook, look_at_pair, suspicion
+from matting.data.images import (
+    MAX_IMAGE_BYTES,
+    BadImage,
+    Pixels,
+    decode_matte,
+    decode_photo,
+    image_size,
+    resize,
+)
+from matting.data.mattes import AS_STORED, MatteReading, read_matte
 from matting.data.photo_tables import ReadFailure
 from matting.data.synthetic import draw_person
 from matting.storage import store
@@ -32,12 +42,44 @@ MIN_PAIR_SIDE = 8
 
 @dataclass(frozen=True)
 class Example:
-    """A decoded pair, image_HWC and alpha_HW, uint8; or None for both, and the error."""
+    """A decoded pair, image_HWC and alpha_HW, uint8, and what was seen in it; or None for all three, and the error.
+
+    Drawn pairs are not looked at, nor are cached ones a second time.
+    """
 
     key: str
     image: Pixels | None
     alpha: Pixels | None
     error: str = ""
+    look: PairLook | None = None
+    damage: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What seems to be wrong with the pair, although it can be decoded; or ""."""
+        return "; ".join(filter(None, (self.damage, suspicion(self.look) if self.look else "")))
+
+
+class DecodedPair(NamedTuple):
+    """A pair at its own size.
+
+    Attributes:
+        image: image_HWC, uint8 RGB.
+        alpha: alpha_HW, uint8; its size may differ from the image's.
+        peak: Largest stored value of the matte.
+        opaque: Stored value that was read as opaque.
+        damage: Damage of a file that left all pixels in place, or ""; it names the file.
+    """
+
+    image: Pixels
+    alpha: Pixels
+    peak: int
+    opaque: int
+    damage: str
+
+    def look(self, squashed: tuple[Pixels, Pixels] | None = None) -> PairLook:
+        """Look at the pair; see `matting.data.checks.pair_checks.look_at_pair`."""
+        return look_at_pair(self.image, self.alpha, self.peak, self.opaque, squashed)
 
 
 class Rows(Protocol):
@@ -71,6 +113,7 @@ class RawRows:
     """Image and matte files: a table with the columns key, image_uri, matte_uri."""
 
     table: pa.Table
+    reading: MatteReading = AS_STORED
     random_access: ClassVar[bool] = True
 
     def __len__(self) -> int:
@@ -78,7 +121,7 @@ class RawRows:
 
     def take(self, indices: np.ndarray) -> "RawRows":
         """Return the rows at these indices, in this order."""
-        return RawRows(self.table.take(indices))
+        return RawRows(self.table.take(indices), self.reading)
 
     def examples(self, size: int | None) -> Iterator[Example]:
         """Decode the rows in order; see `Rows.examples`."""
@@ -86,7 +129,7 @@ class RawRows:
             if isinstance(pair, ReadFailure):
                 yield Example(key, None, None, pair.reason)
             else:
-                yield decode_example(key, *pair, size)
+                yield decode_example(key, *pair, size, self.reading)
 
     def fetch(self) -> Iterator[tuple[str, tuple[bytes, bytes] | ReadFailure]]:
         """Yield (key, (image bytes, matte bytes) or why they cannot be read) in order, several pairs in flight."""
@@ -104,6 +147,7 @@ class PackedRows:
     """Rows of Parquet parts: a table with the columns key, width, height, part, row_group, row."""
 
     table: pa.Table
+    reading: MatteReading = AS_STORED
     random_access: ClassVar[bool] = False  # a row group is fetched whole
 
     def __len__(self) -> int:
@@ -111,7 +155,7 @@ class PackedRows:
 
     def take(self, indices: np.ndarray) -> "PackedRows":
         """Return the rows at these indices, in this order."""
-        return PackedRows(self.table.take(indices))
+        return PackedRows(self.table.take(indices), self.reading)
 
     def examples(self, size: int | None) -> Iterator[Example]:
         """Decode the rows in order; see `Rows.examples`.
@@ -120,7 +164,7 @@ class PackedRows:
             ShardError: A part cannot be read.
         """
         for key, image, matte in shards.read_pairs(self.table):
-            yield decode_example(key, image, matte, size)
+            yield decode_example(key, image, matte, size, self.reading)
 
     def aspects(self) -> list[float]:
         """Return the aspect ratio of each image, from the index; 0 where it is unknown."""
@@ -177,37 +221,49 @@ def image_aspect(uri: str) -> float:
     return width / height
 
 
-def decode_example(key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None) -> Example:
-    """Decode a pair, squashed to size × size pixels or at its own size, for training and evaluation."""
+def decode_example(
+    key: str, image_bytes: bytes, matte_bytes: bytes, size: int | None, reading: MatteReading = AS_STORED
+) -> Example:
+    """Decode a pair, squashed to size × size pixels or at its own size, for training and evaluation; and look at it."""
     try:
-        image, alpha = decode_pair(image_bytes, matte_bytes)
+        pair = decode_pair(image_bytes, matte_bytes, reading)
     except BadImage as error:
         return Example(key, None, None, str(error))
-    if size is not None:
-        image, alpha = resize(image, size, size), resize(alpha, size, size)
-    return Example(key, image, alpha)
+    if size is None:
+        return Example(key, pair.image, pair.alpha, look=pair.look(), damage=pair.damage)
+    image, alpha = resize(pair.image, size, size), resize(pair.alpha, size, size)
+    return Example(key, image, alpha, look=pair.look((image, alpha)), damage=pair.damage)
 
 
-def decode_pair(image_bytes: bytes, matte_bytes: bytes) -> tuple[Pixels, Pixels]:
-    """Decode an image and its matte to image_HWC and alpha_HW, uint8; their sizes may differ.
+def decode_pair(image_bytes: bytes, matte_bytes: bytes, reading: MatteReading = AS_STORED) -> DecodedPair:
+    """Decode an image and its matte; their sizes may differ.
+
+    Where one of them has an EXIF orientation, the matte is turned so that its edges follow the image's: many tools turn
+    one of the two, or drop the tag.
 
     Raises:
-        BadImage: One of them cannot be used, or their aspect ratios differ; the message says which.
+        BadImage: One of them cannot be used, their aspect ratios differ, or it cannot be told which way up the matte
+            is; the message says which.
     """
     try:
-        image_HWC = decode_image(image_bytes)
+        photo = decode_photo(image_bytes)
     except BadImage as error:
         raise BadImage(f"image: {error}") from error
     try:
-        alpha_HW = decode_alpha(matte_bytes)
+        matte_HW, matte_lies, matte_warning = decode_matte(matte_bytes)
     except BadImage as error:
         raise BadImage(f"matte: {error}") from error
+    image_HWC, alpha_HW = photo.image_HWC, reading.alpha(matte_HW)
     for name, array in (("image", image_HWC), ("matte", alpha_HW)):
         height, width = array.shape[:2]
         if min(height, width) < MIN_PAIR_SIDE:
             raise BadImage(f"{name}: {width}×{height} pixels, fewer than {MIN_PAIR_SIDE} a side")
+    if (photo.orientation, matte_lies) != (1, 1):
+        alpha_HW = match_orientation(image_HWC, alpha_HW, photo.orientation, matte_lies)
     check_same_aspect(image_HWC, alpha_HW)
-    return image_HWC, alpha_HW
+    warnings = {"image": photo.warning, "matte": matte_warning}
+    damage = "; ".join(f"{name}: {warning}" for name, warning in warnings.items() if warning)
+    return DecodedPair(image_HWC, alpha_HW, int(matte_HW.max()), reading.opaque(matte_HW), damage)
 
 
 def check_same_aspect(image_HWC: Pixels, alpha_HW: Pixels) -> None:
@@ -216,9 +272,6 @@ def check_same_aspect(image_HWC: Pixels, alpha_HW: Pixels) -> None:
     Raises:
         BadImage: The ratios differ by more than 1 % and by more than the rounding of a scaled copy, one pixel.
     """
-    height, width = image_HWC.shape[:2]
-    matte_height, matte_width = alpha_HW.shape
-    difference = abs(width * matte_height - matte_width * height)
-    rounding = max(width, height, matte_width, matte_height)
-    if difference > max(rounding, 0.01 * width * matte_height):
+    if not has_same_aspect(image_HWC, alpha_HW):
+        (height, width), (matte_height, matte_width) = image_HWC.shape[:2], alpha_HW.shape
         raise BadImage(f"image is {width}×{height}, matte {matte_width}×{matte_height}: their aspect ratios differ")

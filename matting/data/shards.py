@@ -54,10 +54,12 @@ class PartFooter:
     Args:
         fingerprint: Hash of the inputs and options that the part was made from.
         rejected: Pairs that could not be packed, as (key, reason).
+        suspicious: Pairs that are packed and may be wrong, as (key, reason).
     """
 
     fingerprint: str
     rejected: tuple[tuple[str, str], ...]
+    suspicious: tuple[tuple[str, str], ...] = ()
 
 
 def part_name(index: int) -> str:
@@ -88,7 +90,8 @@ def part_footer(data: bytes) -> PartFooter | None:
     try:
         metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
         content = json.loads(metadata[_FOOTER_KEY])
-        return PartFooter(content["fingerprint"], tuple((key, reason) for key, reason in content["rejected"]))
+        lists = (content[name] for name in ("rejected", "suspicious"))
+        return PartFooter(content["fingerprint"], *(tuple((key, reason) for key, reason in pairs) for pairs in lists))
     except (OSError, pa.ArrowException, KeyError, ValueError):  # OSError and ArrowException mean damage
         return None
 

@@ -87,6 +87,7 @@ def report_page(
     history: History,
     groups: Mapping[str, Sequence[Case]],
     skipped: Sequence[tuple[str, str]],
+    suspicious: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the page as HTML: one file that loads nothing and has no script.
 
@@ -98,6 +99,7 @@ def report_page(
         history: History of the training, as for `draw_curves`; empty if nothing was trained.
         groups: Cases to show under each heading, such as the groups of `pick_cases`.
         skipped: (key, reason) of every file that was left out. The page has their number and the first hundred.
+        suspicious: (key, reason) of every pair that was used and may be wrong; shown likewise.
     """
     return render(
         "report.html.j2",
@@ -109,7 +111,10 @@ def report_page(
         explanations=metric_explanations(),
         curves=draw_curves(history),
         groups={name: [_shown_case(case) for case in cases] for name, cases in groups.items() if cases},
-        skipped=skipped,
+        lists=[
+            {"id": "suspicious", "title": "Suspicious pairs", "what": "used all the same", "files": suspicious},
+            {"id": "skipped", "title": "Skipped files", "what": "left out", "files": skipped},
+        ],
         shown_skipped=SHOWN_SKIPPED,
     )
 

@@ -57,6 +57,11 @@ class Backend(ABC):
             check(size)
             return read_range(stream, 0, size)
 
+    def read_part(self, path: str, start: int, count: int) -> bytes:
+        """Return `count` bytes of a file from offset `start`, or fewer if the file ends before."""
+        with self.open_file(path) as stream:
+            return read_range(stream, start, count)
+
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file, as atomically as the store can."""
@@ -81,7 +86,7 @@ def read_range(stream: pa.NativeFile, start: int, count: int) -> bytes:
         ShortRead: Fewer bytes came, although the file is longer.
     """
     data: bytes = stream.read_at(count, start)
-    expected = min(count, stream.size() - start)
+    expected = max(0, min(count, stream.size() - start))
     if len(data) != expected:
         raise ShortRead(f"{len(data):,} bytes came of {expected:,}")
     return data

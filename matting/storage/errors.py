@@ -111,7 +111,6 @@ _ADVICE = {
     "eexist": "a part of the path is a file, where a folder is needed; correct the path",
     "enotdir": "a part of the path is a file, where a folder is needed; correct the path",
     "eisdir": "this is a folder, where a file is needed; correct the path",
-    "unicodedecodeerror": "the name of a file in it is not UTF-8; rename the file",
     "arrowinvalid": "S3 clients cannot name an object with an empty, '.' or '..' part in its path; rename it",
     "importerror": "a package that speaks this scheme is not installed; install the one that the message names",
 }

@@ -45,6 +45,12 @@ class FsspecBackend(Backend):
         remote, remote_path = self.filesystem(path)
         return remote.open_input_file(remote_path)
 
+    def read_part(self, path: str, start: int, count: int) -> bytes:
+        """Return a part of a file, by a single request where the store knows ranges."""
+        remote, remote_path = fsspec.core.url_to_fs(path)
+        data: bytes = remote.cat_file(remote_path, start=start, end=start + count)
+        return data
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file. Whether others may see a part of it depends on fsspec's filesystem."""
         remote, remote_path = self.filesystem(path)

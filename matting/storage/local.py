@@ -136,7 +136,7 @@ def _walk(folder: Path, prefix: str, above: tuple[os.stat_result, ...] = ()) -> 
         for entry in entries:
             if _PARTIAL.fullmatch(entry.name):
                 continue
-            key = prefix + os.fsencode(entry.name).decode()
+            key = prefix + os.fsencode(entry.name).decode(errors="surrogateescape")
             if entry.is_symlink() and _is_broken(entry, folders):
                 yield StoredFile(key, 0, "broken-link")  # listed, so that its reader gets an error that names it
             elif entry.is_dir():

@@ -88,6 +88,22 @@ class S3Backend(Backend):
             data: bytes = body.read()
             return data
 
+    def read_part(self, path: str, start: int, count: int) -> bytes:
+        """Return a part of an object, by a single GET."""
+        bucket, key = _split(path)
+        client, _ = connect(path)
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + count - 1}")
+        except client.exceptions.NoSuchKey as error:
+            raise FileNotFoundError(path) from error
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "InvalidRange":
+                return b""
+            raise
+        with closing(answer["Body"]) as body:
+            data: bytes = body.read()
+            return data
+
     def write(self, path: str, data: bytes) -> None:
         """Write a whole object or nothing."""
         bucket, key = _split(path)

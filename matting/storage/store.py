@@ -8,6 +8,7 @@
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -17,12 +18,12 @@ from pyarrow import fs
 
 from matting.storage import s3
 from matting.storage.backend import Backend, StoredFile
-from matting.storage.errors import NotFoundError, StorageError, TooLargeError
+from matting.storage.errors import DamagedError, NotFoundError, StorageError, TooLargeError
 from matting.storage.fsspec_store import FsspecBackend
 from matting.storage.local import LocalBackend
 from matting.storage.retry import with_retries
 from matting.storage.s3_filesystem import S3Handler
-from matting.storage.uri import is_local, join_uri, split_uri, unsigned_uri
+from matting.storage.uri import escape_name, is_local, is_utf8, join_uri, split_range, split_uri, unsigned_uri
 
 _LOCAL, _S3, _FSSPEC = LocalBackend(), s3.S3Backend(), FsspecBackend()
 
@@ -31,16 +32,33 @@ _PROBE_BYTES = 1_000
 _log = logging.getLogger(__name__)
 
 
-def list_files(uri: str) -> list[StoredFile]:
+def _log_unreadable(name: str) -> None:
+    _log.warning("Left out %s: its name is not UTF-8. Rename the file to use it.", name)
+
+
+def list_files(uri: str, on_unreadable: Callable[[str], None] = _log_unreadable) -> list[StoredFile]:
     """Return every file below a folder or prefix, sorted by key, without files that `write_bytes` is still writing.
+
+    A file whose name is not UTF-8 is left out, since no key can hold it.
+
+    Args:
+        uri: URI of the folder or prefix.
+        on_unreadable: Function that takes the escaped key of each file that is left out, as `caf\\xe9.jpg`. By default
+            each is a WARNING in the log.
 
     Raises:
         NotFoundError: The folder or prefix does not exist or holds no file.
         StorageError: The bucket does not exist or cannot be listed.
     """
     backend, path = _backend(uri)
-    files = with_retries(uri, "list", lambda: list(backend.list_files(path)))
-    if not files:
+    listed = with_retries(uri, "list", lambda: list(backend.list_files(path)))
+    files = []
+    for file in listed:
+        if is_utf8(file.key):
+            files.append(file)
+        else:
+            on_unreadable(escape_name(file.key))
+    if not listed:
         raise NotFoundError(f"Nothing to list at {uri}: it holds no files; correct the URI, or put the files there.")
     return sorted(files)
 
@@ -71,7 +89,7 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
-    """Return the content of an object.
+    """Return the content of an object, or of the part of it that `uri.range_uri` names.
 
     Args:
         uri: URI of the object.
@@ -80,8 +98,10 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     Raises:
         NotFoundError: There is no such object.
         TooLargeError: The object has more than `max_bytes` bytes.
+        DamagedError: The object ends before the part that is asked for.
         StorageError: The object cannot be read.
     """
+    uri, span = split_range(uri)
     backend, path = _backend(uri)
 
     def check(size: int) -> None:
@@ -90,7 +110,16 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
                 f"Cannot read {unsigned_uri(uri)}: it has {size:,} bytes, more than the limit of {max_bytes:,}."
             )
 
-    return with_retries(uri, "read", lambda: backend.read(path, check))
+    if span is None:
+        return with_retries(uri, "read", lambda: backend.read(path, check))
+    check(span.size)
+    data = with_retries(uri, "read", lambda: backend.read_part(path, *span)) if span.size else b""
+    if len(data) < span.size:
+        raise DamagedError(
+            f"Cannot read {span.size:,} bytes from offset {span.offset:,} of {unsigned_uri(uri)}: it ends before. It "
+            "was replaced since it was listed; run again."
+        )
+    return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:

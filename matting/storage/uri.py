@@ -2,15 +2,22 @@
 
 A URI is a local path, `file://path`, `s3://bucket/key`, or has any other scheme that fsspec knows (`memory://`,
 `gs://`, ...). The text after the scheme is taken literally, as names are stored: nothing is percent-decoded, and `#`
-and `?` are ordinary characters. A key is a path relative to a URI, with '/' between its parts.
+and `?` are ordinary characters. A key is a path relative to a URI, with '/' between its parts. `range://` names a part
+of another file: `range://512+1234/s3://bucket/photos.tar` has 1,234 bytes, from offset 512.
 """
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from matting.storage.errors import StorageError
 
+# Keys that no output can have, since they would lead out of its folder: with an empty, '.' or '..' part, or a NUL.
+IMPOSSIBLE_KEY = r"(^|/)\.{0,2}(/|$)|\x00"
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_RANGE = re.compile(r"range://(\d+)\+(\d+)/(.+)", re.DOTALL)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are not UTF-8
 _PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/]*@")
 
 # Query parameters of presigned URLs: those of S3, Google and CloudFront, and of Azure's shared access signatures.
@@ -50,23 +57,68 @@ def join_uri(uri: str, key: str) -> str:
     return f"{uri.rstrip('/')}/{key}"
 
 
+def is_utf8(name: str) -> bool:
+    """Return whether a file's name, as `os.fsdecode` or `tarfile` decoded it, is UTF-8."""
+    return name.isascii() or not _SURROGATE.search(name)
+
+
+def escape_name(name: str) -> str:
+    """Return a file's name with its bytes that are not UTF-8 written as in `caf\\xe9.jpg`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def resolve_uri(folder: str, uri: str) -> str:
     """Return the URI that a table in `folder` refers to by `uri`: a relative path is relative to the folder.
+
+    The parts '.' and '..' at the start of a relative path are resolved, because object stores do not know them.
 
     Args:
         folder: Folder of the table as a URI that ends in '/', or "".
         uri: URI, absolute path or relative path, as the table has it.
     """
-    return uri if _SCHEME.match(uri) or uri.startswith("/") else folder + uri
+    if _SCHEME.match(uri) or uri.startswith("/"):
+        return uri
+    while (step := uri.partition("/")[0]) in (".", "..") and uri != step:
+        if step == "..":
+            parent = folder.rstrip("/").rpartition("/")[0]
+            if not parent or parent.endswith(":/"):  # above the root or the bucket
+                break
+            folder = parent + "/"
+        uri = uri.partition("/")[2].lstrip("/")
+    return folder + uri
 
 
 def default_key(folder: str, uri: str) -> str:
     """Return the key of a URI to which a table in `folder` gives none.
 
-    The key is the path below the folder; for a URI elsewhere, all of it without scheme and leading slashes. The
-    signature of a presigned URL is no part of it.
+    The key is the path below the folder; for a URI elsewhere, all of it without scheme. Empty and '.' parts of the
+    path, and the signature of a presigned URL, are no part of it.
     """
-    return split_uri(unsigned_uri(uri).removeprefix(folder))[1].lstrip("/")
+    parts = split_uri(unsigned_uri(uri).removeprefix(folder))[1].split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+class Span(NamedTuple):
+    """A part of a file.
+
+    Attributes:
+        offset: Number of bytes before it.
+        size: Number of bytes in it.
+    """
+
+    offset: int
+    size: int
+
+
+def range_uri(uri: str, span: Span) -> str:
+    """Return the URI of a part of a file, which `store.read_bytes` reads."""
+    return f"range://{span.offset}+{span.size}/{uri}"
+
+
+def split_range(uri: str) -> tuple[str, Span | None]:
+    """Return the URI of the file, and the part of it that `range_uri` named; None for the whole file."""
+    match = _RANGE.fullmatch(uri)
+    return (match[3], Span(int(match[1]), int(match[2]))) if match else (uri, None)
 
 
 def unsigned_uri(uri: str) -> str:
@@ -102,8 +154,16 @@ def _unsigned_query(query: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return a local path as an absolute path, and any other URI unchanged. Ray's workers run in another folder."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """Return a local path as an absolute path, with a leading `~` expanded, and any other URI unchanged.
+
+    Ray's workers run in another folder, and shells leave the `~` of `--option=~/photos` as it is.
+    """
+    if "://" in uri:
+        return uri
+    try:
+        return str(Path(uri).expanduser().absolute())
+    except RuntimeError:  # no user has this name, so it is a file's
+        return str(Path(uri).absolute())
 
 
 def absolute_uris(data: str) -> str:

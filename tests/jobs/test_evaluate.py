@@ -58,7 +58,7 @@ def test_mattes_of_another_system_are_scored(raw: Path, tmp_path: Path) -> None:
     assert {row["key"]: {name: row[name] for name in METRICS} for row in rows} == expected
     means = json.loads((tmp_path / "scores/summary.json").read_text())
     assert list(means) == [
-        *("command", "checkpoint", "predictions", "data", "split"),
+        *("command", "checkpoint", "predictions", "data", "split", "suspicious"),
         *("n", "mad", "mse", "sad", "grad", "conn", "iou", "aurc"),
     ]
     assert (means["checkpoint"], means["data"], means["split"]) == (None, str(raw), "all")

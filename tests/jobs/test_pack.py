@@ -26,6 +26,7 @@ from matting.results import ledger
 from matting.storage import store
 from matting.storage.errors import StorageError
 from tests.support import faults
+from tests.support.archives import tar_bytes
 from tests.support.drawing import write_folders
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -38,6 +39,27 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("raw") / "people"
     write_folders(root, 30, 48)
     return root
+
+
+def test_shards_are_packed_like_folders(raw: Path, tmp_path: Path, bucket: str) -> None:
+    people = sorted((raw / "images").iterdir())
+    for shard in range(3):
+        entries = []
+        for path in people[shard * 10 : shard * 10 + 10]:
+            matte = raw / "mattes" / path.name
+            entries += [(f"{path.stem}.image.png", path.read_bytes()), (f"{path.stem}.png", matte.read_bytes())]
+        store.write_bytes(f"{bucket}/shards/{shard}.tar", tar_bytes(entries))
+    pack.main([f"--pairs={bucket}/shards", f"--output={tmp_path}/shards"])
+    pack.main([f"--pairs={raw}", f"--output={tmp_path}/folders"])
+
+    def packed(name: str) -> dict[str, tuple[bytes, bytes]]:
+        rows = duckdb.sql(f"select key, image, matte from '{tmp_path}/{name}/*.parquet'").fetchall()
+        return {Path(key).name.partition(".")[0]: (image, matte) for key, image, matte in rows}
+
+    assert len(packed("shards")) == 30
+    assert packed("shards") == packed("folders")
+    description = json.loads((tmp_path / "shards/_pairs.json").read_text())
+    assert (description["layout"], description["unpaired"]) == ("webdataset", [])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

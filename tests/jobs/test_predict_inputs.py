@@ -1,6 +1,7 @@
 """predict: keys of every kind, odd and broken photos, tables, and every storage scheme."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import predict
+from jobs import evaluate, export, pack, predict
+from jobs.common import cluster
+from jobs.common.cli import run_job
 from matting.data import images
 from matting.data.synthetic import draw_person
 from matting.storage import store
 from tests.support import predictions
+from tests.support.archives import tar_bytes
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
@@ -26,6 +30,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_predict(trained: str, source: object, output: object, *options: str) -> None:
     predict.main([f"--checkpoint={trained}", f"--images={source}", f"--output={output}", *options])
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, trained: str, source: object, output: object) -> object:
+    """Run the job as from the command line, and return its exit code."""
+    argv = ["predict.py", f"--checkpoint={trained}", f"--images={source}", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(cluster, "has_started", lambda: False)  # an earlier test of this process may have
+    with pytest.raises(SystemExit) as caught:
+        run_job(predict.main)
+    return caught.value.code
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
@@ -74,19 +88,46 @@ def test_keys_of_every_kind_have_outputs(trained: str, tmp_path: Path, bucket: s
     predictions.assert_accounted_for(tmp_path / "from-bucket", keys)
 
 
-def test_keys_never_lead_out_of_the_output(trained: str, tmp_path: Path) -> None:
-    keys = ["../../etc/x", "/etc/x", "a/./b", "a//b", "good.jpg", ".."]
-    table = pa.table(
-        {"key": keys, "image": pa.array([predictions.draw_photo(number) for number in range(len(keys))], pa.binary())}
-    )
-    pq.write_table(table, tmp_path / "table.parquet")
-    (tmp_path / "deep/er").mkdir(parents=True)
-    run_predict(trained, tmp_path / "table.parquet", tmp_path / "deep/er/out", "--max-failed=1")
-    found = {str(path.relative_to(tmp_path / "deep/er/out")) for path in (tmp_path / "deep/er/out").rglob("*.png")}
-    assert found == {"alpha/good.jpg.png"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "table.parquet"]
-    rows = predictions.read_ledger(tmp_path / "deep/er/out")
-    assert {key for key, row in rows.items() if row["status"] == "failed"} == {*keys} - {"good.jpg"}
+@pytest.mark.parametrize("key", ["../../etc/x", "/etc/x", "a/./b", "a//b", "..", "a\0b"])
+def test_keys_never_lead_out_of_the_output(
+    trained: str, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"key": [key, "good.jpg"], "image": pa.array([predictions.draw_photo(0), predictions.draw_photo(1)])}
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    assert refused(monkeypatch, trained, tmp_path / "table.parquet", tmp_path / "deep/er/out") == 2
+    assert f"error: {tmp_path}/table.parquet has keys that cannot name outputs: {key!r}." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("list.csv", b"image;label\ngone.jpg;1\n", "names 1 photos, and none of them exists"),
+        ("list.csv", b"photos/1.jpg,1\nphotos/2.jpg,2\n", "has no header"),
+        ("list.csv", b"image\ncaf\xe9.jpg\n", "its line 2 is not UTF-8"),
+        ("list.csv", b"", "is empty"),
+        ("list.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("list.jsonl", b"[1]", "cannot be read as JSON Lines"),
+        ("shard.tar", b"<html>", "is damaged after 0 files"),
+        ("shard.tar.gz", b"\x1f\x8b", "is a file; expected a folder"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_before_any_work(
+    trained: str,
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refused(monkeypatch, trained, tmp_path / name, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert reason in message
+    assert message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 # Photos ---------------------------------------------------------------------------------------------------------------
@@ -162,6 +203,48 @@ def test_tables_give_the_same_mattes(trained: str, tmp_path: Path, capsys: pytes
         for key in keys:
             expected = (tmp_path / f"files/alpha/{key}.png").read_bytes()
             assert (tmp_path / name / f"alpha/{key}.png").read_bytes() == expected
+
+
+def test_archives_give_the_same_mattes(
+    trained: str, tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions.write_photos(tmp_path / "photos", 20)
+    names = [f"img_align_celeba/{number:06d}.jpg" for number in range(1, 21)]
+    files = {name: (tmp_path / "photos" / name).read_bytes() for name in names}
+    for shard in range(2):
+        entries = [(f"./{name}", files[name]) for name in names[shard * 10 : shard * 10 + 10]]
+        store.write_bytes(f"{bucket}/shards/{shard}.tar", tar_bytes([*entries, ("notes.json", b"{}")]))
+    store.write_bytes(f"{bucket}/shards/old.tar.gz", b"")
+    run_predict(trained, tmp_path / "photos", tmp_path / "files")
+    capsys.readouterr()
+    run_predict(trained, f"{bucket}/shards", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "20 photos in" in printed
+    assert "(2 other files: 0.tar/notes.json; 1.tar/notes.json)" in printed
+    assert "1 left out: old.tar.gz is a compressed tar archive" in printed
+    assert "old.tar.gz is a compressed tar archive" in (tmp_path / "out/report.html").read_text()
+    keys = {f"{number // 10}.tar/{name}": name for number, name in enumerate(names)}
+    predictions.assert_accounted_for(tmp_path / "out", set(keys))
+    for key, name in keys.items():
+        expected = (tmp_path / f"files/alpha/{name}.png").read_bytes()
+        assert (tmp_path / f"out/alpha/{key}.png").read_bytes() == expected
+    run_predict(trained, f"{bucket}/shards", tmp_path / "out")
+    assert "Nothing left to do." in capsys.readouterr().out
+    store.write_bytes(f"{bucket}/shards/1.tar", tar_bytes([(names[10], files[names[11]])]))
+    run_predict(trained, f"{bucket}/shards", tmp_path / "out", "--plan")
+    assert "1 changed since they were predicted" in capsys.readouterr().out
+
+
+def test_home_folder_is_expanded_in_every_uri(trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predictions.write_photos(tmp_path / "photos", 12)
+    (tmp_path / "best").symlink_to(trained)
+    run_predict("~/best", "~/photos", "~/mattes")
+    predictions.assert_accounted_for(tmp_path / "mattes", predictions.photo_keys(12))
+    pack.main(["--pairs=~/mattes", "--photos=~/photos", "--output=~/packed"])
+    export.main(["--checkpoint=~/best", "--output=~/exported"])
+    evaluate.main(["--checkpoint=~/best", "--beside=~/best", "--data=~/packed", "--output=~/scores", "--split=all"])
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "exported", "mattes", "packed", "photos", "scores"}
 
 
 # Storage --------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,7 @@ def as_8_bits(image: Image.Image) -> Image.Image:
         BadImage: The pixels are floating-point or 32-bit, or in a space that is not read here.
     """
     if image.mode.startswith("I;16"):
-        values_HW = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 / 255 = 257
-        grey = Image.fromarray(values_HW.astype(np.uint8))
+        grey = Image.fromarray(to_8_bits(np.asarray(image)))
         grey.info = image.info
         return grey
     if image.mode in ("RGB", "L", "CMYK"):
@@ -56,6 +55,11 @@ def as_8_bits(image: Image.Image) -> Image.Image:
         image = image.copy()
         del image.info["transparency"]
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def to_8_bits(values: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """Scale values of 16 bits to 8, rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257
 
 
 def to_srgb(colors: Image.Image) -> Image.Image:

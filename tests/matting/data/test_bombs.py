@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from matting.data import images, photo_tables, photos, shards
-from matting.data.photo_tables import PhotosError, ReadFailure
+from matting.data.photo_tables import ReadFailure
 from matting.data.shards import ShardError
+from matting.data.sources.tables import TableError
 from tests.support.paths import ROOT
 
 
@@ -132,7 +133,7 @@ def test_photo_table_that_unpacks_is_refused_unread(tmp_path: Path, monkeypatch:
     zero = pa.array([bytes(20_000_000)], pa.binary())
     pq.write_table(pa.table({"key": ["a.jpg"], "image": zero}), path, compression="zstd", use_dictionary=False)
     before = pa.total_allocated_bytes()
-    with pytest.raises(PhotosError, match=r"row group 0 unpacks from [\d,]+ bytes to 20,000,\d+, as no photos do"):
+    with pytest.raises(TableError, match=r"row group 0 unpacks from [\d,]+ bytes to 20,000,\d+, as no photos do"):
         photos.find_photos(str(path))
     assert pa.total_allocated_bytes() - before < 1_000_000
 

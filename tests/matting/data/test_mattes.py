@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from matting.data.mattes import read_matte
+from matting.data.mattes import MatteReading, read_matte
 from matting.storage.errors import NotFoundError, StorageError
 
 TABLE = pa.table(
@@ -41,3 +42,23 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
     for name, message in (("packed", "is no table"), ("columns", "cannot be read"), ("text", "cannot be read")):
         with pytest.raises(StorageError, match=message):
             read_matte("a.jpg", f"{tmp_path}/{name}.parquet", 1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("matte_range", [None, 1, 3, 100, 255, 4095, 65535])
+@pytest.mark.parametrize("invert", [False, True])
+def test_stored_values_become_alphas(kind: type, matte_range: int | None, invert: bool) -> None:
+    stored = np.arange(0, np.iinfo(kind).max + 1, 1 if kind is np.uint8 else 97, dtype=kind)[None]
+    reading = MatteReading(matte_range, invert)
+    opaque = matte_range or np.iinfo(kind).max
+    assert reading.opaque(stored) == opaque
+    expected = [min(int(value), opaque) / opaque * 255 for value in stored[0]]
+    expected = [255 - value for value in expected] if invert else expected
+    found = reading.alpha(stored)
+    assert found.dtype == np.uint8
+    assert np.abs(found[0] - np.array(expected)).max() <= 0.5
+
+
+def test_plain_mattes_are_not_copied() -> None:
+    matte = np.arange(256, dtype=np.uint8)[None]
+    assert MatteReading().alpha(matte) is matte

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matting.data.images import IMAGE_SUFFIXES
 from matting.data.pairs import LAYOUTS, Pair, PairsError, RawPairOptions, find_pairs, split_of
+from matting.data.sources.tables import TableError
 from matting.storage import store
 from matting.storage.errors import StorageError
 from matting.storage.uri import join_uri
@@ -114,7 +116,7 @@ def test_folders_pair_by_path_and_name(root):
 
 def test_unpaired_files_have_reasons(root):
     fill(root, "images/fine.jpg", "mattes/fine.png")
-    fill(root, "images/a/lonely.jpg", "mattes/spare.png", "images/photo.heic", "images/notes")
+    fill(root, "images/a/lonely.jpg", "mattes/spare.png", "images/photo.raw", "images/notes")
     fill(
         root,
         "images/twin.jpg",
@@ -126,14 +128,14 @@ def test_unpaired_files_have_reasons(root):
     )
     pairing = find_pairs(root, ALLOW_ALL)
     assert [pair.key for pair in pairing.pairs] == ["images/fine.jpg"]
-    suffix = "is not an image by its suffix; expected .jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .gif"
+    suffix = f"is not an image by its suffix; expected .{', .'.join(IMAGE_SUFFIXES)}"
     one = "is ambiguous: images/one.jpg could go with mattes/one.jpg, mattes/one.png"
     twin = "is ambiguous: images/twin.jpg, images/twin.png could go with mattes/twin.png"
     assert pairing.unpaired == (
         ("images/a/lonely.jpg", "has no matte; looked for mattes/a/lonely.png"),
         ("images/notes", suffix),
         ("images/one.jpg", one),
-        ("images/photo.heic", suffix),
+        ("images/photo.raw", suffix),
         ("images/twin.jpg", twin),
         ("images/twin.png", twin),
         ("mattes/one.jpg", one),
@@ -255,24 +257,79 @@ def test_incomplete_manifest_rows_are_unpaired(root):
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"image": ["a"], "mask": ["b"]}, r"lacks the columns \[matte\] and has the unknown columns \[mask\]"),
+        ({"image": ["a"], "mask": ["b"]}, "lacks the columns matte; expected image, matte"),
         ({"image": ["a", "a"], "matte": ["b", "c"]}, "more than one row for a;"),
         ({"image": ["a"], "matte": ["b"], "split": ["valid"]}, "the split 'valid'; expected one of train, val, test"),
-        ({"image": ["../a"], "matte": ["b"]}, "the key '../a'; give it a relative one"),
+        ({"image": ["x/../a"], "matte": ["b"]}, "the key 'x/../a'; give it a relative one"),
         ({"image": ["a"], "matte": ["b"], "key": ["/a"]}, "the key '/a'; give it a relative one"),
         ({"image": [], "matte": []}, "holds no pairs"),
     ],
 )
 def test_malformed_manifest_is_refused(root, columns, complaint):
-    with pytest.raises(PairsError, match=complaint):
+    with pytest.raises((PairsError, TableError), match=complaint):
         find_pairs(manifest(root, columns))
 
 
 def test_manifest_that_is_no_table_is_refused(root):
-    for name in ("pairs.parquet", "pairs.csv"):
+    for name, reason in {"pairs.parquet": "cannot be read as Parquet", "pairs.csv": "is empty"}.items():
         store.write_bytes(f"{root}/{name}", b"")
-        with pytest.raises(PairsError, match="cannot be read as a manifest"):
+        with pytest.raises(TableError, match=reason):
             find_pairs(f"{root}/{name}")
+    fill(root, "images/a.jpg", "mattes/a.png")
+    with pytest.raises(TableError, match=r"is no table; expected a file, or a folder of parts, \.parquet, "):
+        find_pairs(root, RawPairOptions(layout="manifest"))
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_manifest_may_have_other_columns_and_types(root, kind):
+    columns = {"image": pa.array(["a.jpg"]).cast(kind), "matte": pa.array(["a.png"]).cast(kind)}
+    others = {"thumbnail": [b"\xff"], "box": [[1, 2]], "split": pa.array(["val"]).cast(kind)}
+    assert find_pairs(manifest(root, columns | others, "pairs.parquet")).pairs == (
+        Pair("a.jpg", f"{root}/a.jpg", f"{root}/a.png", "val"),
+    )
+    with pytest.raises(TableError, match="has bytes in its column image; expected URIs"):
+        find_pairs(manifest(root, columns | {"image": [b"\xff"]}, "pairs.parquet"))
+
+
+def test_manifest_may_be_a_folder_of_parts(root):
+    manifest(root, {"image": ["a.jpg"], "matte": ["a.png"], "split": ["val"]}, "pairs.parquet/part-0.parquet")
+    manifest(root, {"image": ["b.jpg"], "matte": ["b.png"], "more": [1]}, "pairs.parquet/part-1.parquet")
+    fill(root, "pairs.parquet/_SUCCESS")
+    for uri in (f"{root}/pairs.parquet", f"{root}/pairs.parquet/"):
+        pairs = find_pairs(uri).pairs
+        assert [(pair.key, pair.image_uri) for pair in pairs] == [
+            ("a.jpg", f"{root}/a.jpg"),
+            ("b.jpg", f"{root}/b.jpg"),
+        ]
+        assert [pair.split for pair in pairs] == ["val", split_of("b.jpg", 0)]
+    manifest(root, {"image": ["c.jpg"]}, "pairs.parquet/part-2.parquet")
+    with pytest.raises(TableError, match=r"part-2\.parquet lacks the columns matte"):
+        find_pairs(f"{root}/pairs.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pairs.csv", "image;matte\r\nx/a.jpg;../m/a, 1.png\r\n"),
+        ("pairs.tsv", "matte\timage\tnote\n ../m/a, 1.png\tx/a.jpg\t\n"),
+        ("pairs.txt", "image|matte\nx/a.jpg|../m/a, 1.png\n"),
+        ("pairs.jsonl", '{"image": "x/a.jpg", "matte": "../m/a, 1.png", "box": [1]}\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_manifest_may_be_in_any_dialect(root, name, text, encoding):
+    store.write_bytes(f"{root}/lists/{name}", text.encode(encoding))
+    assert find_pairs(f"{root}/lists/{name}").pairs == (
+        Pair("x/a.jpg", f"{root}/lists/x/a.jpg", f"{root}/m/a, 1.png", split_of("x/a.jpg", 0)),
+    )
+
+
+def test_manifest_without_header_is_refused(root):
+    store.write_bytes(f"{root}/pairs.csv", b"x/a.jpg,m/a.png\nx/b.jpg,m/b.png\n")
+    with pytest.raises(
+        TableError, match=r"has no header: its first row is x/a\.jpg, m/a\.png\. Expected .*image,matte"
+    ):
+        find_pairs(f"{root}/pairs.csv")
 
 
 # Splits

@@ -9,6 +9,7 @@ import pytest
 
 from matting.data.photo_tables import PhotosError
 from matting.data.photos import find_photos, read_photos
+from matting.data.sources.tables import TableError
 from matting.storage import store
 from tests.support.photos import keys, read_all, write_keys, write_table
 from tests.support.stores import s3_client, split_s3
@@ -47,7 +48,7 @@ def test_uris_are_relative_to_the_table_or_absolute(root, name):
 
 def test_keys_etags_and_sizes_are_taken_from_the_table(folder):
     columns = {
-        "key": ["../../etc/x", "007", "b\nc"],
+        "key": ["..a/x", "007", "b\nc"],
         "photo": ["1.jpg", "2.jpg", "3.jpg"],
         "etag": ["e1", "e2", ""],
         "size": pa.array([1, None, 3]),
@@ -57,13 +58,15 @@ def test_keys_etags_and_sizes_are_taken_from_the_table(folder):
     for name in ("list.csv", "list.parquet"):
         rows = find_photos(write_table(f"{folder}/{name}", columns)).table.to_pylist()
         assert [(row["key"], row["etag"], row["size"]) for row in rows] == [
-            ("../../etc/x", "e1", 1),
+            ("..a/x", "e1", 1),
             ("007", "e2", 5),
             ("b\nc", seen.etag, 3),
         ]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 @pytest.mark.parametrize("name", ["image", "uri", "url", "path", "anything"])
 def test_columns_that_may_hold_uris(folder, kind, name):
     write_keys(folder, "a.jpg")
@@ -133,8 +136,9 @@ def test_unreadable_rows_are_listed_and_fail_alone(root):
 
 
 def test_reason_is_one_line(folder):
-    photos = find_photos(write_table(f"{folder}/list.parquet", {"image": ["line\nbreak.jpg"]}))
-    ((_, failure),) = read_photos(photos.table, 1)
+    write_keys(folder, "a.jpg")
+    photos = find_photos(write_table(f"{folder}/list.parquet", {"image": ["a.jpg", "line\nbreak.jpg"]}))
+    _, (_, failure) = read_photos(photos.table, 1)
     assert not failure.is_transient
     assert failure.reason == f"Cannot read {folder}/line break.jpg: it does not exist; correct the URI."
 
@@ -153,31 +157,34 @@ def test_repeated_key_is_one_photo_or_an_error(folder):
     [
         ({"key": ["a", "", None], "uri": ["1", "2", "3"]}, "neither a key nor a URI to take it from in row 2; 3;"),
         ({"uri": ["1", None], "label": [1, 2]}, "neither a key nor a URI to take it from in row 2;"),
-        ({"key": ["a"], "width": [3]}, r"has the columns key \(string\), width \(int64\); expected one of image, uri"),
+        (
+            {"key": ["a"], "width": [3]},
+            r"has the columns key \(string\), width \((int64|double)\); expected one of",
+        ),
         ({"left": ["a"], "right": ["b"]}, r"columns left \(string\), right \(string\).* Name the photos' column"),
         ({"uri": ["a"], "size": ["large"]}, "a column size that does not hold int64"),
         ({"uri": pa.array([], pa.string())}, "a table without rows"),
+        ({"uri": ["a", "b"], "key": ["../../etc/x", "fine"]}, r"keys that cannot name outputs: '../../etc/x'\. A key"),
+        ({"uri": ["a", "b"], "key": ["/etc/x", "a//b"]}, r"cannot name outputs: '/etc/x'; 'a//b'\."),
+        ({"uri": ["x/../a", "b"]}, r"cannot name outputs: 'x/../a'\. .* add one\."),
+        ({"uri": ["a", "b"], "key": ["a\0b", "."]}, r"cannot name outputs: '\.'; 'a\\x00b'\."),
+        (
+            {"uri": ["a.jpg", "b.jpg"]},
+            r"names 2 photos, and none of them exists: .*a.jpg; .*b.jpg\. Relative",
+        ),
+        ({"uri": ["x\\a.jpg"]}, r"none of them exists.* Write paths with '/'\."),
+        ({"uri": [""], "key": ["a"]}, "names 1 photos, and none of them exists"),
     ],
 )
 @pytest.mark.parametrize("name", ["list.parquet", "list.csv"])
 def test_malformed_table_is_refused(folder, name, columns, complaint):
-    with pytest.raises(PhotosError, match=complaint):
+    with pytest.raises((PhotosError, TableError), match=complaint):
         find_photos(write_table(f"{folder}/{name}", columns))
 
 
 def test_named_column_without_photos_is_refused(folder):
     with pytest.raises(PhotosError, match=r"columns image \(int64\), path \(string\); expected"):
         find_photos(write_table(f"{folder}/list.parquet", {"image": [3], "path": ["a"]}))
-
-
-def test_file_that_is_no_table_is_refused(folder):
-    store.write_bytes(f"{folder}/list.parquet", b"<html>")
-    with pytest.raises(PhotosError, match="cannot be read as Parquet"):
-        find_photos(f"{folder}/list.parquet")
-    for content in (b"", b"uri\n\xff.jpg\n", b"photo\n\xff.jpg\n"):
-        store.write_bytes(f"{folder}/list.csv", content)
-        with pytest.raises(PhotosError, match=r"cannot be read as a table|that holds URIs"):
-            find_photos(f"{folder}/list.csv")
 
 
 # A table of bytes -----------------------------------------------------------------------------------------------------
@@ -188,13 +195,23 @@ def byte_strings(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.struct({"bytes": pa.binary(), "path": pa.string()})]
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        pa.struct({"path": pa.dictionary(pa.int16(), pa.string()), "bytes": pa.large_binary()}),
+    ],
+    ids=str,
 )
 def test_bytes_are_read_by_row(root, kind):
     photos = byte_strings(100)
-    values = [{"bytes": photo, "path": "p.jpg"} for photo in photos] if pa.types.is_struct(kind) else photos
+    in_struct = pa.types.is_struct(kind)
+    values = pa.array([{"bytes": photo, "path": "p.jpg"} for photo in photos] if in_struct else photos)
     table = pa.table(
-        {"label": [1] * 100, "image": pa.array(values, kind), "key": [f"{n * 37 % 100:03}" for n in range(100)]}
+        {"label": [1] * 100, "image": values.cast(kind), "key": [f"{n * 37 % 100:03}" for n in range(100)]}
     )
     uri = write_table(f"{root}/photos.parquet", table, row_group_size=30)
     found = find_photos(uri)
@@ -231,7 +248,7 @@ def test_rows_without_bytes_are_listed_and_fail_alone(folder):
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     for values in (
         pa.array([b"A", None, b"", b"D"]),
-        pa.array([{"bytes": b"A"}, None, {"bytes": None, "path": "x.jpg"}, {"bytes": b"D"}], struct),
+        pa.array([{"bytes": b"A"}, None, {"bytes": None, "path": ""}, {"bytes": b"D"}], struct),
     ):
         found = find_photos(write_table(f"{folder}/t.parquet", {"key": ["a", "b", "c", "d"], "image": values}))
         assert found.table["etag"].to_pylist() == [digest(b"A"), "", "", digest(b"D")]
@@ -239,9 +256,56 @@ def test_rows_without_bytes_are_listed_and_fail_alone(folder):
         assert read_all(found) == {"a": b"A", "b": nothing, "c": nothing, "d": b"D"}
 
 
+HUGGING_FACE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # the type of `datasets.Image`
+
+
+def test_rows_of_hugging_face_are_read(root):
+    write_keys(root, "x/b.jpg", "e.jpg")
+    values = [
+        {"bytes": b"A", "path": "a.jpg"},
+        {"bytes": None, "path": "x/b.jpg"},
+        {"bytes": b"C", "path": None},
+        {"bytes": b"D", "path": "e.jpg"},
+        {"bytes": b"", "path": "e.jpg"},
+        None,
+    ]
+    uri = write_table(f"{root}/t.parquet", {"image": pa.array(values, HUGGING_FACE), "label": list(range(6))})
+    nothing = "the table has no image in this row"
+    found = find_photos(uri)
+    assert read_all(found) == {
+        "a.jpg": b"A",
+        "x/b.jpg": b"x/b.jpg",
+        "t/000002": b"C",
+        "t/000003/e.jpg": b"D",
+        "t/000004/e.jpg": b"e.jpg",
+        "t/000005": nothing,
+    }
+    rows = {row["key"]: (row["etag"], row["size"]) for row in found.table.to_pylist()}
+    stored = store.stat(f"{root}/x/b.jpg")
+    assert rows["x/b.jpg"] == (stored.etag, stored.size)
+    assert rows["t/000003/e.jpg"] == (digest(b"D"), 1)
+    assert rows["t/000005"] == ("", 0)
+
+
+def test_paths_of_hugging_face_are_read_beside_keys_etags_and_sizes(folder):
+    write_keys(folder, "b.jpg")
+    values = pa.array([{"bytes": b"A", "path": "x"}, {"bytes": None, "path": "b.jpg"}], HUGGING_FACE)
+    columns = {"key": ["1", "2"], "image": values, "etag": ["one", "two"], "size": [1, 5]}
+    found = find_photos(write_table(f"{folder}/t.parquet", columns))
+    assert found.table["etag"].to_pylist() == ["one", "two"]
+    assert read_all(found) == {"1": b"A", "2": b"b.jpg"}
+
+
+def test_parts_without_keys_are_told_apart(folder):
+    for part in ("train-00000-of-00002", "train-00001-of-00002"):
+        values = pa.array([{"bytes": part.encode(), "path": "1.jpg"}], HUGGING_FACE)
+        write_table(f"{folder}/t.parquet/{part}.parquet", {"image": values})
+    assert read_all(find_photos(f"{folder}/t.parquet")) == {
+        f"t.parquet/train-0000{n}-of-00002/000000/1.jpg": f"train-0000{n}-of-00002".encode() for n in range(2)
+    }
+
+
 def test_bytes_need_unique_keys(folder):
-    with pytest.raises(PhotosError, match="has image bytes, and no column `key` to name them by"):
-        find_photos(write_table(f"{folder}/t.parquet", {"image": [b"A"]}))
     with pytest.raises(PhotosError, match="several photos of one key: k"):
         find_photos(write_table(f"{folder}/t.parquet", {"key": ["k", "k"], "image": [b"A", b"B"]}))
 

@@ -9,6 +9,7 @@ from matting.data.photo_tables import PHOTO_SCHEMA, PhotosError
 from matting.data.photos import find_photos, read_photos
 from matting.storage import store
 from matting.storage.errors import NotFoundError
+from tests.support.archives import tar_bytes
 from tests.support.photos import keys, read_all, write_keys
 
 ODD_NAMES = [
@@ -33,11 +34,11 @@ ODD_NAMES = [
 def test_every_file_with_an_image_suffix_is_a_photo(root):
     # The URL routes of the S3 server of these tests know no line break.
     names = [name for name in ODD_NAMES if not (root.startswith("s3") and "\n" in name)]
-    write_keys(root, *names, "notes.txt", "jpg", "x.jpg/readme", "photo.heic", ".DS_Store")
+    write_keys(root, *names, "notes.txt", "jpg", "x.jpg/readme", "photo.doc", ".DS_Store")
     photos = find_photos(root)
     assert photos.table.schema == PHOTO_SCHEMA
     assert keys(photos) == sorted(names)
-    assert photos.ignored == (".DS_Store", "jpg", "notes.txt", "photo.heic", "x.jpg/readme")
+    assert photos.ignored == (".DS_Store", "jpg", "notes.txt", "photo.doc", "x.jpg/readme")
     assert photos.table["row"].null_count == len(names)
     listed = {file.key: (file.etag, file.size) for file in store.list_files(root)}
     rows = photos.table.to_pylist()
@@ -78,6 +79,44 @@ def test_output_inside_is_found_by_any_local_path(tmp_path, monkeypatch):
     for uri in ("photos", f"file://{tmp_path}/photos", str(tmp_path / "link"), "photos/../photos"):
         for output in ("photos/out", f"{tmp_path}/photos/out", "link/out/", f"file://{tmp_path}/photos/out"):
             assert keys(find_photos(uri, output)) == ["a.jpg"], (uri, output)
+
+
+def test_archives_hold_photos(root):
+    files = {"a.jpg": b"a", "x/b.PNG": b"bb", "a.json": b"{}", "._a.jpg": b"macOS"}
+    store.write_bytes(f"{root}/shards/0.tar", tar_bytes(files.items()))
+    write_keys(root, "shards/c.jpg")
+    photos = find_photos(f"{root}/shards")
+    assert photos.ignored == ("0.tar/._a.jpg", "0.tar/a.json")
+    assert read_all(photos) == {"0.tar/a.jpg": b"a", "0.tar/x/b.PNG": b"bb", "c.jpg": b"shards/c.jpg"}
+    alone = find_photos(f"{root}/shards/0.tar", f"{root}/out")
+    assert alone.table.schema == PHOTO_SCHEMA
+    assert alone.ignored == ("._a.jpg", "a.json")
+    assert read_all(alone) == {"a.jpg": b"a", "x/b.PNG": b"bb"}
+    sizes = dict(zip(keys(alone), alone.table["size"].to_pylist(), strict=True))
+    assert sizes == {"a.jpg": 1, "x/b.PNG": 2}
+
+
+def test_archive_that_is_replaced_after_listing_fails_alone(folder):
+    write_keys(folder, "c.jpg")
+    store.write_bytes(f"{folder}/0.tar", tar_bytes([("a.jpg", b"a" * 20_000), ("b.jpg", b"b" * 20_000)]))
+    photos = find_photos(folder)
+    store.write_bytes(f"{folder}/0.tar", tar_bytes([("a.jpg", b"a")]))
+    answers = read_all(photos)
+    assert answers["c.jpg"] == b"c.jpg"
+    assert "it ends before. It was replaced since it was listed" in str(answers["0.tar/b.jpg"])
+    store.delete(f"{folder}/0.tar")
+    assert "0.tar: it does not exist" in str(read_all(photos)["0.tar/a.jpg"])
+
+
+def test_what_is_left_out_has_reasons(folder):
+    store.write_bytes(f"{folder}/packed.tar.gz", b"")
+    with pytest.raises(PhotosError, match=r"holds no photos beside packed.tar.gz is a compressed tar archive"):
+        find_photos(folder)
+    write_keys(folder, "a.jpg", "old/_ledger/part.parquet", "old/alpha/a.jpg.png")
+    photos = find_photos(folder)
+    assert keys(photos) == ["a.jpg"]
+    assert photos.ignored == ()
+    assert [key for key, _ in photos.left_out] == ["old/", "packed.tar.gz"]
 
 
 def test_output_equal_to_the_collection_is_refused(root):

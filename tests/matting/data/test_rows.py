@@ -31,7 +31,7 @@ def test_bad_pair_has_a_reason_and_affects_no_other(tmp_path: Path, writer: Pair
     wide = images.encode_png(np.zeros((10, 90), np.uint8))
     dot = images.encode_png(np.zeros((1, 1), np.uint8))
     bad = {
-        "truncated": (image[:-100], matte),
+        "truncated": (image[: len(image) // 2], matte),
         "truncated-matte": (image, matte[:-30]),
         "empty": (b"", matte),
         "text": (b"hello", matte),
@@ -53,7 +53,7 @@ def test_bad_pair_has_a_reason_and_affects_no_other(tmp_path: Path, writer: Pair
         assert example.error.startswith(reason)
         assert example.image is example.alpha is None
     for name, files in good.items():
-        expected = decode_pair(*files)
+        expected = decode_pair(*files)[:2]
         assert_same_example(
             found[key_of(name)], Example(key_of(name), *(images.resize(part, 16, 16) for part in expected))
         )
@@ -66,6 +66,16 @@ def test_unreadable_file_makes_a_bad_pair(tmp_path: Path) -> None:
     found = examples_by_key(pairs)
     assert {key for key, example in found.items() if example.error} == {key_of("p/01")}
     assert f"Cannot read {root}/mattes/p/01.png" in found[key_of("p/01")].error
+
+
+def test_damage_that_left_all_pixels_is_a_warning(tmp_path: Path) -> None:
+    image, matte = encoded_people(1)["p/00"]
+    files = {"whole": (image, matte), "image": (image[:-2], matte)}
+    found = examples_by_key(open_dataset(write_raw(str(tmp_path), files), PairOptions()))
+    assert {key: example.warning.partition(":")[0] for key, example in found.items()} == {
+        key_of("whole"): "",
+        key_of("image"): "image",
+    }
 
 
 def test_raw_pairs_are_fetched_a_fixed_number_ahead(gated: type[GatedFileSystem]) -> None:

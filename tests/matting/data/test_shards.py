@@ -14,7 +14,7 @@ from matting.data.shards import PartFooter, ShardError
 from matting.storage import store
 from matting.storage.uri import join_uri
 
-FOOTER = PartFooter("f00", (("a/bad.jpg", "image: empty file"),))
+FOOTER = PartFooter("f00", (("a/bad.jpg", "image: empty file"),), (("a/odd.jpg", "matte: empty"),))
 Row = dict[str, Any]
 
 

@@ -198,6 +198,16 @@ def test_stdout_that_is_full_is_an_error(
     assert capsys.readouterr().err == "error: photo.jpg: OSError: [Errno 28] No space left on device\n"
 
 
+def test_damage_that_left_all_pixels_is_a_warning(
+    untrained: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_photo(here / "photo.jpg")
+    (here / "photo.jpg").write_bytes(data[:-2])
+    assert run_main(monkeypatch, "photo.jpg", "-o", "cutout.png", "--checkpoint", untrained) == 0
+    assert capsys.readouterr().err.startswith("warning: photo.jpg: ")
+    np.testing.assert_array_equal(pixels(here / "cutout.png"), cutout_of(untrained, data))
+
+
 # Several photos -------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +216,7 @@ def test_folder_keeps_paths_and_goes_on_after_bad_photos(
 ) -> None:
     contents = {name: write_photo(here / "photos" / name, number) for number, name in enumerate(("x/1.jpg", "y/1.jpg"))}
     (here / "photos/empty.jpg").write_bytes(b"")
-    (here / "photos/y/cut.jpg").write_bytes(contents["x/1.jpg"][:-300])
+    (here / "photos/y/cut.jpg").write_bytes(contents["x/1.jpg"][:400])
     (here / "photos/notes.txt").write_text("mine")
     assert run_main(monkeypatch, "photos", "-o", "photos/out", "--checkpoint", untrained) == 1
     assert files(here / "photos/out") == {"x/1.jpg.png", "y/1.jpg.png"}

@@ -8,7 +8,15 @@ import pytest
 from matting.data.pairs import PairsError
 from matting.results import ledger
 from matting.results.pseudo_labels import pair_predictions
+from matting.storage import store
+from tests.support.archives import tar_bytes
 from tests.support.ledgers import ledger_row
+from tests.support.photos import write_keys, write_table
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return f"{tmp_path}/data"
 
 
 @pytest.fixture
@@ -18,16 +26,40 @@ def output(tmp_path: Path) -> str:
         ledger_row("doubtful.jpg", confidence=0.25),
         ledger_row("bad.jpg", status="failed", error="empty file", confidence=None, outputs=[]),
     ]
-    ledger.write_part(str(tmp_path), "r1", 0, rows)
-    return str(tmp_path)
+    ledger.write_part(f"{tmp_path}/out", "r1", 0, rows)
+    return f"{tmp_path}/out"
 
 
-def test_confident_mattes_become_training_pairs(output: str) -> None:
-    pairing = pair_predictions(output, "s3://bucket/photos", 0.5)
+def test_confident_mattes_become_training_pairs(output: str, root: str) -> None:
+    write_keys(root, "sure.jpg", "doubtful.jpg")
+    pairing = pair_predictions(output, root, 0.5)
     (pair,) = pairing.pairs
-    assert (pair.key, pair.split) == ("sure.jpg", "train")
-    assert pair.image_uri == "s3://bucket/photos/sure.jpg"
+    assert (pair.key, pair.split, pairing.unpaired) == ("sure.jpg", "train", ())
+    assert pair.image_uri == f"{root}/sure.jpg"
     assert pair.matte_uri == f"{output}/alpha/sure.jpg.png"
+    assert len(pair_predictions(output, root, 0.2).pairs) == 2
+
+
+def test_photos_may_be_in_archives_and_tables(output: str, root: str) -> None:
+    store.write_bytes(f"{root}/photos.tar", tar_bytes([("x.jpg", b"x"), ("sure.jpg", b"sure")]))
+    (pair,) = pair_predictions(output, f"{root}/photos.tar", 0.5).pairs
+    assert store.read_bytes(pair.image_uri) == b"sure"
+    write_keys(root, "photos/1.jpg")
+    table = write_table(f"{root}/list.csv", {"key": ["sure.jpg"], "image": ["photos/1.jpg"]})
+    (pair,) = pair_predictions(output, table, 0.5).pairs
+    assert pair.image_uri == f"{root}/photos/1.jpg"
+
+
+def test_photos_that_are_gone_are_unpaired(output: str, root: str) -> None:
+    write_keys(root, "sure.jpg")
+    assert pair_predictions(output, root, 0.2).unpaired == (
+        ("doubtful.jpg", f"has a matte, and is not among the photos of {root} that have a URI"),
+    )
+    table = write_table(f"{root}/bytes.parquet", {"key": ["sure.jpg", "doubtful.jpg"], "image": [b"a", b"b"]})
+    with pytest.raises(
+        PairsError, match=r"None of 2 mattes in .* has its photo in .*/bytes\.parquet: doubtful\.jpg is"
+    ):
+        pair_predictions(output, table, 0.2)
 
 
 @pytest.mark.parametrize("option", [{"background": "#ffffff"}, {"crop": 0.1}])

@@ -192,7 +192,22 @@ def test_circular_links_are_listed_once(tmp_path):
     assert sizes == {**photos, "self.jpg": 0, "here": 0, "one/other/other": 0, "two/other/other": 0}
 
 
-def test_name_that_is_not_utf8_is_an_error(tmp_path):
+def test_names_that_are_not_utf8_are_left_out(tmp_path, caplog):
+    folder = os.fsencode(tmp_path) + b"/photos"
+    Path(os.fsdecode(folder + b"/d\xffr")).mkdir(parents=True)
+    for name in (b"caf\xe9.jpg", b"d\xffr/1.jpg", "café.jpg".encode()):
+        Path(os.fsdecode(folder + b"/" + name)).touch()
+    for uri in (f"{tmp_path}/photos", f"local://{tmp_path}/photos"):
+        left_out: list[str] = []
+        assert [file.key for file in store.list_files(uri, left_out.append)] == ["café.jpg"]
+        assert sorted(left_out) == ["caf\\xe9.jpg", "d\\xffr/1.jpg"]
+        caplog.clear()
+        assert len(store.list_files(uri)) == 1
+        assert "caf\\xe9.jpg: its name is not UTF-8. Rename" in caplog.text
+
+
+def test_folder_without_a_readable_name_is_listed_as_empty(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
-    with pytest.raises(StorageError, match="not UTF-8; rename"):
-        store.list_files(str(tmp_path))
+    left_out: list[str] = []
+    assert store.list_files(str(tmp_path), left_out.append) == []
+    assert left_out == ["caf\\xe9.jpg"]

@@ -10,8 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from matting.storage import store
-from matting.storage.errors import NotFoundError, StorageError
-from matting.storage.uri import is_local, join_uri
+from matting.storage.errors import DamagedError, NotFoundError, StorageError, TooLargeError
+from matting.storage.uri import Span, is_local, join_uri, range_uri
 
 NOW = datetime.now(UTC)
 NAMES = [".hidden", "a b/c#d%20e?f.txt", "a+b&c=d;e.jpg", "empty", "z/y/x/deep.PNG", "z/ä€😀.png", "z/é.png"]
@@ -57,6 +57,21 @@ def test_keys_are_relative_to_the_listed_folder(root):
         store.write_bytes(join_uri(root, name), b"x")
     assert keys(f"{root}/photos") == ["a.jpg", "b/c.jpg"]
     assert keys(f"{root}/photos/") == ["a.jpg", "b/c.jpg"]
+
+
+def test_part_of_a_file_is_read_alone(root):
+    uri = join_uri(root, "a b#1.tar")
+    content = bytes(range(200)) * 10
+    store.write_bytes(uri, content)
+    for offset, size in ((0, 2000), (512, 700), (1999, 1), (77, 0)):
+        assert store.read_bytes(range_uri(uri, Span(offset, size)), 2000) == content[offset : offset + size]
+    with pytest.raises(TooLargeError, match="2,000 bytes, more than the limit of 1,999"):
+        store.read_bytes(range_uri(uri, Span(0, 2000)), 1999)
+    for offset in (1990, 2000, 3000):
+        with pytest.raises(DamagedError, match=rf"Cannot read 11 bytes from offset {offset:,} of .*: it ends before"):
+            store.read_bytes(range_uri(uri, Span(offset, 11)))
+    with pytest.raises(NotFoundError):
+        store.read_bytes(range_uri(f"{uri}x", Span(0, 1)))
 
 
 def test_etag_changes_only_with_the_content(root):

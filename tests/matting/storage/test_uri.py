@@ -6,13 +6,18 @@ import pytest
 
 from matting.storage.errors import StorageError
 from matting.storage.uri import (
+    Span,
     absolute_uri,
     absolute_uris,
     default_key,
+    escape_name,
     is_local,
+    is_utf8,
     join_uri,
+    range_uri,
     redact_signatures,
     resolve_uri,
+    split_range,
     split_uri,
     unsigned_uri,
 )
@@ -44,13 +49,18 @@ def test_joined_keys_stay_below_the_root():
         ("s3://b/lists/", "s3://b/lists/x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
         ("s3://b/lists/", "s3://b/2.jpg", "s3://b/2.jpg", "b/2.jpg"),
         ("s3://b/lists/", "/disk/3.jpg", "/disk/3.jpg", "disk/3.jpg"),
+        ("s3://b/lists/", "./x/1.jpg", "s3://b/lists/x/1.jpg", "x/1.jpg"),
+        ("s3://b/lists/", "../x/1.jpg", "s3://b/x/1.jpg", "b/x/1.jpg"),
+        ("s3://b/lists/", ".././../1.jpg", "s3://b/../1.jpg", "b/../1.jpg"),
+        ("/disk/lists/", "../x/1.jpg", "/disk/x/1.jpg", "disk/x/1.jpg"),
+        ("/disk/lists/", "x/../1.jpg", "/disk/lists/x/../1.jpg", "x/../1.jpg"),
         ("", "4.jpg", "4.jpg", "4.jpg"),
         ("", "s3://bucket/a:b@c.jpg", "s3://bucket/a:b@c.jpg", "bucket/a:b@c.jpg"),
         (
             "/disk/",
             "https://host/get?u=http://x/5.jpg",
             "https://host/get?u=http://x/5.jpg",
-            "host/get?u=http://x/5.jpg",
+            "host/get?u=http:/x/5.jpg",
         ),
     ],
 )
@@ -65,6 +75,30 @@ def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch):
     assert absolute_uri("s3://bucket/pairs") == "s3://bucket/pairs"
     assert absolute_uris("pairs, s3://bucket/pairs,/data,") == f"{tmp_path}/pairs,s3://bucket/pairs,/data"
     assert absolute_uris("synthetic") == "synthetic"
+
+
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", f"{tmp_path}/me")
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("~/pairs") == f"{tmp_path}/me/pairs"
+    assert absolute_uri("~") == f"{tmp_path}/me"
+    assert absolute_uris("~/a, s3://bucket/~/b") == f"{tmp_path}/me/a,s3://bucket/~/b"
+    assert absolute_uri("~no-such-user/pairs") == f"{tmp_path}/~no-such-user/pairs"
+    assert absolute_uri("photos~/a") == f"{tmp_path}/photos~/a"
+
+
+@pytest.mark.parametrize("uri", ["/disk/a.tar", "s3://bucket/a b#1.tar", "https://host/a.tar?x=1", "a\nb.tar"])
+def test_part_of_a_file_has_a_uri(uri):
+    named = range_uri(uri, Span(512, 1234))
+    assert split_range(named) == (uri, Span(512, 1234))
+    assert split_range(uri) == (uri, None)
+    assert not is_local(named)
+
+
+def test_names_that_are_not_utf8_are_escaped():
+    assert is_utf8("café\U0001f600")
+    assert not is_utf8("caf\udce9.jpg")
+    assert escape_name("é caf\udce9.jpg") == "é caf\\xe9.jpg"
 
 
 def test_passwords_are_refused():
