@@ -9,7 +9,7 @@
 Meanwhile the driver publishes the tasks' counts as metrics (jobs/common/telemetry.py).
 
 A photo is done when its outputs, and then its ledger row, are in the store. A run that is killed loses at most the
-blocks that it was working on; the next run does what is left. A run without due photos writes nothing but its lease, so
+blocks that it was working on; the next run does what is left. A run without due photos leaves nothing new, so
 summary.json and report.html stay those of the last run that had some.
 """
 

@@ -44,6 +44,8 @@ def runnable(line: str) -> list[str]:
     assert words[0] == "python", line
     words = [sys.executable, str(ROOT / words[1]), *words[2:]]
     words = ["0" if before == "--min-confidence" else word for before, word in zip(["", *words], words, strict=False)]
+    if "--photos" in words or words[1].endswith("train.py"):
+        words += ["--check-mattes", "warn"]  # the mattes of a network that has hardly trained are one grey
     return [*words, *SMALL] if words[1].endswith("train.py") else words
 
 

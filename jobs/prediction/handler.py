@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from matting.inference.device_errors import DeviceError
 from matting.inference.network import SmallAlphas
 from matting.results.outcomes import Row, record
 from matting.results.pipeline import OnProgress, PhotoPipeline
+from matting.storage.errors import TransientStorageError
 
 MAX_TRIES = 10  # of a block; then its photos are booked as transient
 
@@ -87,7 +88,8 @@ class BlockHandler:
         began, number = time.time(), block_number(block)
         require_visible(self._work.token)
         if self._work.fence:
-            self._work.fence.check()
+            with suppress(TransientStorageError):  # then the block's photos become transient
+                self._work.fence.check()
         begun = ray.get(self._coordinator.begin.remote(number, self._node))
         if begun.is_excluded:
             return self._give_back(number, f"node {platform.node()} gets no more work")

@@ -92,7 +92,6 @@ class Recorder:
         Raises:
             LeaseLostError: Another job has taken the run folder over.
         """
-        self._folder.check_lease()
         trainer = self._trainer
         self._add(
             trainer.steps,

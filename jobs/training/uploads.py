@@ -136,6 +136,7 @@ class EpochUploader:
     def _put(self, epoch: EpochFiles) -> None:
         """Try once to upload all of an epoch."""
         if epoch.files:
+            self._folder.check_lease()
             for path, data in epoch.files.items():
                 store.write_bytes(join_uri(self._folder.uri, path), data)
             self._folder.commit_progress(epoch.progress)

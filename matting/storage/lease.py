@@ -4,8 +4,9 @@
     Fence.check   before a write that others must not undo: raise LeaseLostError if somebody has taken the folder over
 
 The leases of a folder are small objects, <folder>/_lease/<number>.json, which name their holders. A number is taken by
-creating its object, which the store lets only one process do; the highest number is the latest holder's. The object
-stays after the release, so no number is used twice, and a holder that was stalled sees that a higher one exists.
+creating its object, which the store lets only one process do; the highest number is the latest holder's. The object is
+removed at the release. It stays if it has replaced the lease of a job that was killed or stalled, which then sees that
+a higher number exists.
 
 A lease ends when it is released, when it has not been renewed for `LEASE_SECONDS` by the clocks of the machines, or
 when its process is dead and ran on the machine of the process that asks. Leases of the same group exist side by side.
@@ -167,7 +168,8 @@ def hold(
     """
     now = time.time()
     lease = Lease(command=command, group=group, since=now, expires=now + seconds)
-    fence = Fence(folder, _take(folder, lease, take_over), group)
+    number, has_replaced = _take(folder, lease, take_over)
+    fence = Fence(folder, number, group)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(fence, lease, seconds, ended), daemon=True)
     renewing.start()
@@ -177,11 +179,18 @@ def hold(
         ended.set()
         renewing.join()
         with suppress(StorageError):  # then it expires
-            store.write_bytes(_uri(folder, fence.number), replace(lease, expires=0.0).encode())
+            if has_replaced:
+                store.write_bytes(_uri(folder, number), replace(lease, expires=0.0).encode())
+            else:
+                store.delete(_uri(folder, number))
 
 
-def _take(folder: str, lease: Lease, take_over: bool) -> int:
-    """Create the lease's object, and remove those of lower numbers that have ended. Return its number."""
+def _take(folder: str, lease: Lease, take_over: bool) -> tuple[int, bool]:
+    """Create the lease's object, and remove those of lower numbers that have ended.
+
+    Returns:
+        The lease's number, and whether there were others that have ended.
+    """
     while True:
         numbers = _numbers(folder)
         found = {number: other for number in numbers if (other := _read(folder, number))}
@@ -194,10 +203,14 @@ def _take(folder: str, lease: Lease, take_over: bool) -> int:
             )
         number = max(numbers, default=0) + 1
         if store.create_bytes(_uri(folder, number), lease.encode()):
-            for ended in numbers:
-                if ended not in found or found[ended] in disturbing or not found[ended].is_live():
-                    store.delete(_uri(folder, ended))
-            return number
+            ended = [
+                lower
+                for lower in numbers
+                if lower not in found or found[lower] in disturbing or not found[lower].is_live()
+            ]
+            for lower in ended:
+                store.delete(_uri(folder, lower))
+            return number, bool(ended)
 
 
 def _renew(fence: Fence, lease: Lease, seconds: float, ended: threading.Event) -> None:

@@ -232,7 +232,7 @@ import time
 import ray
 
 ray.init()
-holder = ray.remote(num_gpus=1)(type("Holder", (), {"held": lambda self: True})).remote()
+holder = ray.remote(num_gpus=1, num_cpus=0)(type("Holder", (), {"held": lambda self: True})).remote()
 assert ray.get(holder.held.remote())
 print("held", flush=True)
 time.sleep(600)

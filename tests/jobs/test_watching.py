@@ -143,7 +143,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, route: Proxy, ray_cluster:
     for number in range(12):
         (folder / f"photos/{number}.jpg").write_bytes(images.encode_jpeg(draw_person(5, number, 40, 50)[0]))
     (folder / "photos/empty.jpg").write_bytes(b"")
-    (folder / "photos/cut.jpg").write_bytes((folder / "photos/3.jpg").read_bytes()[:-100])
+    whole = (folder / "photos/3.jpg").read_bytes()
+    (folder / "photos/cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "photos/wide.png").write_bytes(images.encode_png(draw_person(5, 1, 20_000, 8)[0]))
     uris = [f"--checkpoint={folder}/trained", f"--images={folder}/photos", f"--output={folder}/mattes"]
     with scraping() as scraped, pytest.MonkeyPatch.context() as environment:

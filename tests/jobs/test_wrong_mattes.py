@@ -115,7 +115,7 @@ def test_train_stops_at_wrong_mattes_before_it_begins_a_run(tmp_path: Path, is_p
     command += ["--recipe=quickstart"]
     with pytest.raises(DataError, match="--matte-range 1"):
         train.main(command)
-    assert not (tmp_path / "runs/run").exists()
+    assert not (tmp_path / "runs/run/run.json").exists()
     train.main([*command, "--matte-range=1"])
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["suspicious"] < 5
 

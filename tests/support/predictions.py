@@ -70,7 +70,7 @@ def assert_accounted_for(output: Path, keys: set[str]) -> None:
             assert image.size == (row["width"], row["height"])
         listed |= set(row["outputs"])
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    found = {path for path in found if not path.startswith("_lease/")}
+    found = {path for path in found if not path.startswith("_lease/")}  # a job that was killed leaves its lease
     parts = {path for path in found if path.startswith("_ledger/")}
     assert found - parts - {"report.html", "summary.json"} == listed
     assert len(parts) == 1

@@ -65,19 +65,21 @@ def test_photos_that_are_gone_are_unpaired(output: str, root: str) -> None:
 @pytest.mark.parametrize("option", [{"background": "#ffffff"}, {"crop": 0.1}])
 @pytest.mark.parametrize("path", ["cutout/whole.jpg.png", "mattes/r1-000000.parquet"])
 def test_finished_cutouts_are_no_mattes(tmp_path: Path, option: dict[str, object], path: str) -> None:
+    output, photos = f"{tmp_path}/out", f"{tmp_path}/photos"
+    write_keys(photos, "whole.jpg", "both.jpg", "finished.jpg")
     whole = json.dumps({"write": ["cutout"]})
-    ledger.write_part(str(tmp_path), "r1", 0, [ledger_row("whole.jpg", settings=whole, outputs=[path])])
-    (pair,) = pair_predictions(str(tmp_path), "s3://bucket/photos", 0).pairs
-    assert pair.matte_uri == f"{tmp_path}/{path}"
+    ledger.write_part(output, "r1", 0, [ledger_row("whole.jpg", settings=whole, outputs=[path])])
+    (pair,) = pair_predictions(output, photos, 0).pairs
+    assert pair.matte_uri == f"{output}/{path}"
 
     both = json.dumps({"write": ["alpha", "cutout"]} | option)
-    ledger.write_part(str(tmp_path), "r1", 1, [ledger_row("both.jpg", settings=both, outputs=[path])])
-    assert len(pair_predictions(str(tmp_path), "s3://bucket/photos", 0).pairs) == 2
+    ledger.write_part(output, "r1", 1, [ledger_row("both.jpg", settings=both, outputs=[path])])
+    assert len(pair_predictions(output, photos, 0).pairs) == 2
 
     finished = json.dumps({"write": ["cutout"]} | option)
-    ledger.write_part(str(tmp_path), "r1", 2, [ledger_row("finished.jpg", settings=finished, outputs=[path])])
+    ledger.write_part(output, "r1", 2, [ledger_row("finished.jpg", settings=finished, outputs=[path])])
     with pytest.raises(PairsError, match=r"no mattes, of 1 photos: finished\.jpg\. Predict them again with --write"):
-        pair_predictions(str(tmp_path), "s3://bucket/photos", 0)
+        pair_predictions(output, photos, 0)
 
 
 def test_too_high_a_confidence_is_an_error(output: str) -> None:

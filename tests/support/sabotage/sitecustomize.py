@@ -29,7 +29,7 @@ def poison_decoders(images: ModuleType) -> None:
 
         return decode_or_die
 
-    for name in ("decode_image", "decode_reduced"):
+    for name in ("decode_image", "decode_photo"):
         setattr(images, name, poisoned(getattr(images, name)))
 
 
