@@ -283,12 +283,12 @@ def make_card(
         The card, or None if the photo has changed since it was predicted.
     """
     key = row["key"]
+    if row["status"] != "done":  # not decoded here: it may have killed the processes that did
+        return gallery.Card(key, group, {"reason": row["error"]}, None)
     try:
         image_HWC = None if isinstance(data, ReadFailure) else thumbnail(images.decode_image(data))
     except images.BadImage:
         image_HWC = None
-    if row["status"] != "done":
-        return gallery.Card(key, group, {"reason": row["error"]}, image_HWC)
     facts = {"size": f"{row['width']}×{row['height']}", "coverage": row["coverage"]}
     if confidence is not None:
         facts["confidence"] = confidence

@@ -10,6 +10,7 @@ from jobs import predict
 from jobs.common.cli import JobError
 from jobs.prediction import isolation
 from jobs.prediction.blocks import BLOCK_PHOTOS
+from matting.data import images
 from matting.data.photos import find_photos
 from matting.nn import checkpoint
 from matting.results.pipeline import PredictionSettings
@@ -99,8 +100,15 @@ def poison(folder: Path, number: int, what: str) -> str:
     ],
 )
 def test_photo_that_kills_its_process_costs_one_photo(
-    command: list[str], tmp_path: Path, what: str, reason: str, sink: str
+    command: list[str], tmp_path: Path, what: str, reason: str, sink: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    decode = images.decode_image
+
+    def decode_harmless(data: bytes) -> images.Pixels:
+        assert not data.endswith(what.encode()), "the driver decodes the photo for its page, and would die of it"
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode_image", decode_harmless)
     predictions.write_photos(tmp_path / "photos", 400)
     key = poison(tmp_path / "photos", 300, what)
     predict.main([*command, f"--sink={sink}", "--photo-timeout=3"], PoisonWork)
