@@ -140,7 +140,7 @@ class Follower:
         params = [self._mlflow.entities.Param(name, str(value)) for name, value in parameters.items()]
         self._client.log_batch(run_id, params=params)
         content = json.dumps({"run_id": run_id}) + "\n"
-        store.write_bytes(join_uri(self._folder.uri, "mlflow.json"), content.encode())
+        self._folder.write("mlflow.json", content.encode())
         return run_id
 
     def _send_points(self) -> None:

@@ -4,21 +4,19 @@ run folder, TrainingData -> summary.json (for programs), report.html (for people
 check), and lines on the terminal
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.common.cases import predict_cases
 from jobs.common.cli import command_line
 from jobs.training.data import TrainingData
-from jobs.training.run_folder import RunFolder
+from jobs.training.run_folder import RunFolder, encode_json
 from jobs.training.suspects import encode_suspects, score_training_pairs, suspect_cases, suspicious_pairs
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
 from matting.results import report
 from matting.results.metric_labels import label_metrics
-from matting.storage import store
 from matting.storage.uri import join_uri
 
 METRIC_NAMES = ("mad", "mse", "iou")
@@ -26,7 +24,6 @@ METRIC_NAMES = ("mad", "mse", "iou")
 
 def write_results(data: TrainingData, folder: RunFolder) -> None:
     """Write summary.json and report.html into the run folder, and print where everything is."""
-    folder.check_lease()
     progress, rejections = folder.progress(), folder.rejected()
     folder.restore_best()
     best = checkpoint.load(join_uri(folder.uri, "best"))
@@ -38,10 +35,10 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
     cases, unreadable = predict_cases(data.pairs, scores, {"": lambda key, image: predictor.alphas([image])[0]})  # noqa: ARG005 - the image is enough
     suspects = score_training_pairs(data, best)
     suspicious = [*folder.suspicious().items(), *suspicious_pairs(suspects)]
-    store.write_bytes(join_uri(folder.uri, "suspects.parquet"), encode_suspects(suspects))
+    folder.write("suspects.parquet", encode_suspects(suspects))
     left_out = [*data.pairs.unpaired, *{**rejections, **unreadable}.items()]
     summary = summarize(folder, best, progress, epochs, best_epoch, len(left_out), len({key for key, _ in suspicious}))
-    store.write_bytes(join_uri(folder.uri, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+    folder.write("summary.json", encode_json(summary))
     page = report.report_page(
         title=f"Training {folder.name}",
         command=command_line(),
@@ -59,7 +56,7 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
         skipped=left_out,
         suspicious=suspicious,
     )
-    store.write_bytes(join_uri(folder.uri, "report.html"), page.encode())
+    folder.write("report.html", page.encode())
     if left_out:
         print(f"Left out, and named on the page: {len(left_out):,}.")
     if suspicious:

@@ -89,6 +89,20 @@ class RunFolder:
         if self.fence:
             self.fence.check()
 
+    def write(self, path: str, data: bytes) -> None:
+        """Write one file of the folder, if this job may still do so at this moment.
+
+        Args:
+            path: Path in the folder.
+            data: Contents.
+
+        Raises:
+            LeaseLostError: Another job has taken the folder over; nothing is written.
+            StorageError: The store cannot be asked, or the file cannot be written.
+        """
+        self.check_lease()
+        store.write_bytes(join_uri(self.uri, path), data)
+
     def progress(self) -> dict[str, Any]:
         """Return what :meth:`commit_progress` wrote last; empty before the first checkpoint."""
         uri = join_uri(self.uri, PROGRESS)
@@ -104,13 +118,13 @@ class RunFolder:
             progress: Values of epochs_done, steps, seconds and best_mad; last and best, the names of two checkpoints.
 
         Raises:
-            LeaseLostError: Another job has taken the folder over; nothing is written or deleted.
+            LeaseLostError: Another job has taken the folder over.
             StorageError: The folder cannot be read or written.
         """
-        self.check_lease()
         self._write_json(PROGRESS, progress)
         found = {file.key.partition("/")[0] for file in store.list_files(self.uri)}
         for name in sorted(filter(CHECKPOINT_NAME.fullmatch, found - {progress["last"], progress["best"]})):
+            self.check_lease()
             store.delete_folder(join_uri(self.uri, name))
 
     def epochs_done(self) -> int:
@@ -132,7 +146,8 @@ class RunFolder:
         expected = checkpoint.load(source)
         found = checkpoint.load(best) if store.exists(f"{best}/metrics.json") else None
         if found is None or (found.identity, found.metrics) != (expected.identity, expected.metrics):
-            checkpoint.copy(source, best)
+            for file, data in checkpoint.read_files(source).items():
+                self.write(f"best/{file}", data)
 
     def rejected(self) -> dict[str, str]:
         """Return the contents of rejected.json: reasons by key."""
@@ -156,7 +171,7 @@ class RunFolder:
         return [Score(**row) for row in table.to_pylist()]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        store.write_bytes(join_uri(self.uri, name), encode_json(content))
+        self.write(name, encode_json(content))
 
 
 def encode_json(content: Mapping[str, Any]) -> bytes:

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.training.run_folder import CHECKPOINT_NAME, PROGRESS, RunFolder, encode_json
-from matting.storage import store
 from matting.storage.errors import TransientStorageError
-from matting.storage.uri import join_uri
 
 RETRY_SECONDS = 5.0  # pause between two tries of an upload; the requests of each try are retried in themselves
 LAST_SECONDS = 600.0  # time for the last upload at the end of a run
@@ -136,16 +134,15 @@ class EpochUploader:
     def _put(self, epoch: EpochFiles) -> None:
         """Try once to upload all of an epoch."""
         if epoch.files:
-            self._folder.check_lease()
             for path, data in epoch.files.items():
-                store.write_bytes(join_uri(self._folder.uri, path), data)
+                self._folder.write(path, data)
             self._folder.commit_progress(epoch.progress)
             if self._is_refused:
                 self._say(f"The checkpoint of epoch {epoch.progress['epochs_done']} is uploaded.")
             epoch = self._replace(epoch, EpochFiles(best=epoch.best))
             self._forget()
         for name, data in epoch.best.items():
-            store.write_bytes(join_uri(self._folder.uri, f"best/{name}"), data)
+            self._folder.write(f"best/{name}", data)
         self._replace(epoch, None)
 
     def _replace(self, done: EpochFiles, left: EpochFiles | None) -> EpochFiles:

@@ -155,14 +155,17 @@ def load(uri: str) -> Checkpoint:
     return Checkpoint(model.eval(), size, config, metrics, identity)
 
 
-def copy(source: str, target: str) -> None:
-    """Copy a checkpoint folder with its training state; metrics.json, which marks it as complete, is copied last.
+def read_files(uri: str) -> dict[str, bytes]:
+    """Return the files of a checkpoint folder with its training state, by name.
+
+    Returns:
+        Contents, in the order in which to write a copy: metrics.json, which marks it as complete, is last.
 
     Raises:
-        StorageError: A file cannot be read or written.
+        StorageError: A file cannot be read.
     """
-    for name in ("model.safetensors", "config.json", "train_state.pt", "metrics.json"):
-        store.write_bytes(join_uri(target, name), store.read_bytes(join_uri(source, name)))
+    names = ("model.safetensors", "config.json", "train_state.pt", "metrics.json")
+    return {name: store.read_bytes(join_uri(uri, name)) for name in names}
 
 
 def load_train_state(uri: str) -> dict[str, Any]:

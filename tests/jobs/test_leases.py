@@ -1,12 +1,14 @@
 """Two drivers and one folder: the second is refused, a dead one is replaced, and a stalled one writes nothing more."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs.training.run_folder import PROGRESS, RunFolder
@@ -19,12 +21,25 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 3.0  # of the trainings' leases
 # A training on 40 drawn pairs, which ends each epoch with a pause.
+# It stops itself, as by Ctrl-Z, before it writes the file that STOP_BEFORE names.
 TRAIN = f"""
+import os
+import signal
 import time
 from functools import partial
 from jobs import train
 from jobs.common.cli import run_job
+from jobs.training.run_folder import RunFolder
 from matting.nn.trainer import Trainer
+
+write = RunFolder.write
+
+def write_or_stop(self, path, data):
+    if path == os.environ.get("STOP_BEFORE"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    write(self, path, data)
+
+RunFolder.write = write_or_stop
 
 class SlowTrainer(Trainer):
     def validate(self, batches):
@@ -36,9 +51,10 @@ run_job(partial(train.main, trainer_class=SlowTrainer, lease_seconds={SECONDS}))
 OPTIONS = ["--width=4", "--size=32", "--synthetic-pairs=40", "--batch=8", "--epochs=5", "--name=run"]
 
 
-def start_training(output: object, *options: str) -> "subprocess.Popen[str]":
+def start_training(output: object, *options: str, stop_before: str = "") -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", TRAIN, *OPTIONS, f"--output={output}", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "STOP_BEFORE": stop_before}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -49,6 +65,12 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 def wait_for_an_epoch(process: "subprocess.Popen[str]", run: str) -> None:
     while not store.exists(f"{run}/{PROGRESS}"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+def wait_until_stopped(process: "subprocess.Popen[str]") -> None:
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
 
@@ -100,13 +122,12 @@ def test_training_on_a_machine_that_died_is_replaced(tmp_path: Path, waits: bool
     assert_whole(f"{tmp_path}/run")
 
 
-def test_stalled_training_writes_nothing_once_it_is_replaced(tmp_path: Path) -> None:
-    with start_training(tmp_path) as stalled:
+@pytest.mark.parametrize("path", ["best/metrics.json", "report.html"])
+def test_stalled_training_writes_nothing_once_it_is_replaced(tmp_path: Path, path: str) -> None:
+    with start_training(tmp_path, stop_before=path) as stalled:
         try:
-            wait_for_an_epoch(stalled, f"{tmp_path}/run")
-            stalled.send_signal(signal.SIGSTOP)
-            time.sleep(SECONDS)
-            code, said = finish(start_training(tmp_path))
+            wait_until_stopped(stalled)
+            code, said = finish(start_training(tmp_path, "--take-over"))
             assert code == 0, said
             files = {file.key: file.etag for file in store.list_files(str(tmp_path / "run"))}
             stalled.send_signal(signal.SIGCONT)

@@ -6,9 +6,12 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from jobs.common.config import ConfigError
-from jobs.training.run_folder import RunFolder, encode_history, encode_rejected, encode_scores
+from jobs.training.run_folder import RunFolder, encode_history, encode_json, encode_rejected, encode_scores
+from matting.nn import checkpoint
 from matting.nn.trainer import Score
+from matting.nn.unet import UNet, UNetConfig
 from matting.storage import store
+from matting.storage.lease import LeaseLostError, hold
 
 
 def write_files(folder: RunFolder, files: dict[str, bytes]) -> None:
@@ -58,3 +61,26 @@ def test_scores_and_rejections_come_back(folder: RunFolder) -> None:
     write_files(folder, encode_rejected({"c.png": "empty file"}))
     assert folder.scores() == scores
     assert folder.rejected() == {"c.png": "empty file"}
+
+
+@pytest.mark.parametrize("method", ["write", "begin", "commit_progress", "write_suspicious", "restore_best"])
+def test_a_replaced_job_writes_and_deletes_nothing(tmp_path: Path, method: str) -> None:
+    uri = str(tmp_path / "run")
+    model = UNet(UNetConfig(width=4))
+    checkpoint.save(f"{uri}/epoch-00001", model, checkpoint.describe(model, 32, {}, {}), {"val_mad": 1.0}, {"epoch": 1})
+    progress = {"epochs_done": 1, "last": "epoch-00001", "best": "epoch-00001"}
+    arguments = {
+        "write": ("best/metrics.json", b"{}"),
+        "begin": ("command", {"seed": 0}),
+        "commit_progress": ({**progress, "last": "epoch-00002", "best": "epoch-00002"},),
+        "write_suspicious": ({"a.png": "empty"},),
+        "restore_best": (),
+    }
+    with hold(uri, "first") as fence:
+        folder = RunFolder(uri, fence)
+        folder.write("progress.json", encode_json(progress))
+        with hold(uri, "second", take_over=True):
+            before = {(file.key, file.etag) for file in store.list_files(uri)}
+            with pytest.raises(LeaseLostError, match="was taken over by process"):
+                getattr(folder, method)(*arguments[method])
+            assert {(file.key, file.etag) for file in store.list_files(uri)} == before
