@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ import pyarrow as pa
 import ray
 import torch
 
+from jobs.common.machine import usable_cores
 from jobs.common.visibility import require_visible
 from jobs.prediction import isolation
 from jobs.prediction.blocks import RESULT_SCHEMA, RETURNED, PredictionWork, block_number
 from jobs.prediction.coordinator import BrokenDevice
 from jobs.prediction.networks import RemoteNetwork
+from jobs.prediction.turns import turn_on_a_core
 from matting.inference.device_errors import DeviceError
 from matting.inference.network import SmallAlphas
 from matting.results.outcomes import Row, record
@@ -85,7 +87,7 @@ class BlockHandler:
         """Handle a block; see :func:`handle_block`."""
         if self._is_broken:
             os._exit(1)  # Ray repeats the task in another process
-        began, number = time.time(), block_number(block)
+        number = block_number(block)
         require_visible(self._work.token)
         if self._work.fence:
             with suppress(TransientStorageError):  # then the block's photos become transient
@@ -94,7 +96,9 @@ class BlockHandler:
         if begun.is_excluded:
             return self._give_back(number, f"node {platform.node()} gets no more work")
         try:
-            rows, seconds = self._handle(block, number, begun.tries)
+            with self._turn():
+                began = time.time()
+                rows, seconds = self._handle(block, number, begun.tries)
         except DeviceError as error:
             if not self._network:  # an actor of GpuNetwork reports its own device
                 self._is_broken = True
@@ -105,6 +109,9 @@ class BlockHandler:
         figures = {"number": number, "node": host, "device": device, "began": began, "ended": time.time()}
         rows[0]["block"] = {**figures, **seconds}
         return pa.Table.from_pylist(rows, RESULT_SCHEMA)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._network else turn_on_a_core(self._work.run, usable_cores())
 
     def _handle(self, block: pa.Table, number: int, tries: int) -> tuple[list[Row], dict[str, float]]:
         if tries == 1:

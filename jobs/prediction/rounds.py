@@ -3,6 +3,7 @@
 blocks -> tasks -> rows of `RESULT_SCHEMA`, block by block; blocks of broken devices -> the next round
 """
 
+import math
 from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from jobs.prediction.networks import start_gpu_networks
 from matting.messages import first_few
 
 CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
+WAITING_TASKS = 1 / 8  # of each core, to begin where another one ends; each takes 200 MB
+LONG_RUN_BLOCKS = 8  # a core; in a shorter run, a further process takes longer to start than it saves
 
 
 class NoDeviceLeftError(Exception):
@@ -27,13 +30,27 @@ class NoDeviceLeftError(Exception):
 
 
 def tasks_at_a_time(found: Resources, workers: int | None) -> int:
-    """Return the number of tasks at a time: one for each core, or more where tasks wait for GPUs."""
-    return workers or max(1, int(found.cores / cpus_of_a_task(found)))
+    """Return the number of tasks that compute at a time: one for each core, or more where tasks wait for GPUs."""
+    return workers or max(1, int(found.cores / CPUS_BESIDE_GPU) if found.gpus else found.cores)
 
 
-def cpus_of_a_task(found: Resources) -> float:
-    """Return the number of CPUs that Ray reserves for a task."""
-    return CPUS_BESIDE_GPU if found.gpus else 1
+def cpus_of_a_task(found: Resources, workers: int | None, blocks: int) -> float:
+    """Return the number of CPUs that Ray reserves for a task.
+
+    In a long run on CPUs it is less than one, so that each node has some tasks that wait for a turn on its cores.
+
+    Args:
+        found: The cluster.
+        workers: Number of tasks at a time; None for one on each core.
+        blocks: Number of blocks to handle.
+    """
+    if found.gpus:
+        return CPUS_BESIDE_GPU
+    if workers or blocks < LONG_RUN_BLOCKS * found.cores:
+        return 1
+    cores = min(int(cpus) for node in cluster.alive_nodes() if (cpus := node["Resources"].get("CPU", 0)) >= 1)
+    waiting = math.ceil(cores * WAITING_TASKS)
+    return math.floor(10_000 * cores / (cores + waiting)) / 10_000  # Ray counts CPUs in parts of 10,000
 
 
 def handle_in_rounds(
@@ -97,6 +114,8 @@ def handle_round(
     """
     selector = not_on(excluded_nodes(broken))
     networks = start_gpu_networks(work, count_gpus(found, broken), coordinator, selector)
+    cpus = cpus_of_a_task(found, workers, len(blocks))
+    at_a_time = workers or (max(1, round(found.cores / cpus)) if found.is_own else None)
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
     context = dataset.context
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -107,8 +126,8 @@ def handle_round(
         batch_size=None,
         batch_format="pyarrow",
         # Nodes may join another's cluster later; without a limit, tasks run on them too.
-        compute=ray.data.TaskPoolStrategy(size=tasks_at_a_time(found, workers) if workers or found.is_own else None),
-        num_cpus=cpus_of_a_task(found),
+        compute=ray.data.TaskPoolStrategy(size=at_a_time),
+        num_cpus=cpus,
         **options,
     )
     try:
