@@ -14,6 +14,7 @@ run to MLflow if MLFLOW_TRACKING_URI is set (mlflow.py).
 The run folder is <output>/<name>/. The same command goes on from the last checkpoint, or prints that the run is
 finished. Without a cluster to join, a single worker runs in the driver itself. When a worker or its node dies, or when
 --workers is a range and more of them fit, all workers begin again from the last checkpoint; failures.py says how often.
+With --init, training begins with a checkpoint's weights (fine_tune.py), and validates them first, as epoch 0.
 An epoch takes every training pair once, or as often as --repeats asks for, whatever the number of workers.
 """
 
@@ -39,6 +40,7 @@ from jobs.training.config import TrainConfig, presets
 from jobs.training.data import TrainingData, build_datasets, open_training_data
 from jobs.training.decode import READ_CPUS, start_backgrounds
 from jobs.training.failures import MAX_REPEATS, FailureBudget, last_line
+from jobs.training.fine_tune import Start, load_start
 from jobs.training.mlflow import follow_run
 from jobs.training.report import write_results
 from jobs.training.run_folder import RunFolder
@@ -63,19 +65,22 @@ def main(
     """Train until the run is finished, then write its page and summary; a finished run prints that it is."""
     began = datetime.now(UTC)
     options = config.parse(TrainConfig, argv, presets)
+    start = load_start(options.init, options.network())
     data = open_training_data(options)
     store.check_writable(absolute_uri(options.output))
     folder = RunFolder(options.run_uri)
     if not folder.name.isascii():
         raise ConfigError(f"Ray Train takes only ASCII in the name of a run, which is {folder.name!r}: give --name.")
     with lease.hold(folder.uri, command_line(), take_over=options.take_over, seconds=lease_seconds) as fence:
-        run(options, data, RunFolder(folder.uri, fence), trainer_class)
+        run(options, data, start, RunFolder(folder.uri, fence), trainer_class)
     store.remove_partials(folder.uri, began)
 
 
-def run(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_class: type[Trainer]) -> None:
+def run(
+    options: TrainConfig, data: TrainingData, start: Start | None, folder: RunFolder, trainer_class: type[Trainer]
+) -> None:
     """Bring the run to its end, and write its results if they are missing."""
-    identity = options.identity(data.fingerprints())
+    identity = options.identity({**data.fingerprints(), "init_identity": start and start.identity})
     if not folder.progress():  # before run.json, so that --invert and --matte-range can be added
         for warning in check_mattes(data.pairs, options.data, options):
             print(f"WARNING: {warning}")
@@ -85,7 +90,7 @@ def run(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_cla
             progress = folder.progress()
             print(f"{folder.uri} is finished: {progress['epochs_done']} epochs, {progress['steps']} steps.")
         else:
-            train(options, data, folder, trainer_class)
+            train(options, data, start, folder, trainer_class)
             write_results(data, folder)
         if not store.exists(join_uri(folder.uri, "report.html")):  # the run was killed after its last epoch
             write_results(data, folder)
@@ -98,7 +103,9 @@ def is_run_finished(options: TrainConfig, data: TrainingData, folder: RunFolder)
     return bool(progress) and budget.finished(progress["epochs_done"], progress["seconds"])
 
 
-def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_class: type[Trainer]) -> None:
+def train(
+    options: TrainConfig, data: TrainingData, start: Start | None, folder: RunFolder, trainer_class: type[Trainer]
+) -> None:
     """Start the cluster and the workers, and wait until the run is finished.
 
     Raises:
@@ -116,6 +123,7 @@ def train(options: TrainConfig, data: TrainingData, folder: RunFolder, trainer_c
         assignment = Assignment(
             options=options,
             data=data.facts(),
+            start=start,
             backgrounds=backgrounds,
             folder=folder,
             trainer_class=trainer_class,

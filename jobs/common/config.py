@@ -3,7 +3,7 @@
 A value comes from the last of these sources that sets it:
 
     1. defaults of the dataclass
-    2. preset files, which the job chooses by the options that it was given
+    2. presets, options that the job chooses by those that it was given
     3. files given as --config FILE.yaml, in their order on the command line
     4. other options on the command line
 
@@ -41,14 +41,14 @@ class DashedHelpFormatter(DefaultHelpFormatter):
 
 
 def parse(
-    config_type: type[Options], argv: Sequence[str], presets: Callable[[Namespace], list[Path]] | None = None
+    config_type: type[Options], argv: Sequence[str], presets: Callable[[Namespace], list[str]] | None = None
 ) -> Options:
     """Return the job's options; the module's docstring says which source wins.
 
     Args:
         config_type: Dataclass whose fields, inherited ones included, are the options.
         argv: Command line without the program's name.
-        presets: Function that returns preset files for the options as given, their defaults included.
+        presets: Function that returns preset command-line options for those given, their defaults included.
 
     Raises:
         ConfigError: An option is unknown, misses its value, or has an impossible one; or a file cannot be read.
@@ -68,8 +68,7 @@ def parse(
     try:
         given = parser.parse_args(arguments)
         if presets:
-            preset_arguments = [part for path in presets(given) for part in ("--config", str(path))]
-            given = parser.parse_args(preset_arguments + arguments)
+            given = parser.parse_args([*presets(given), *arguments])
         for field in fields(config_type):  # type: ignore[arg-type]  # as above
             if given[field.name] is None and type(None) not in get_args(field.type):
                 # jsonargparse admits a null for every text, and in YAML an unquoted # begins a comment.

@@ -1,7 +1,7 @@
 """Options of a training run, and the recipes that preset them.
 
     TrainConfig   options of jobs/train.py        -> config of the network, config of the trainer, budget, run folder
-    presets       options as given by the user    -> file of the recipe, in jobs/configs
+    presets       options as given by the user    -> file of the recipe, in jobs/configs, and options of --init
 
 Knows no workers, and opens no data.
 """
@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
 
 from jobs.common import config
 from jobs.common.output_options import LeaseOptions
+from jobs.training import fine_tune
 from matting.data.dataset import PairOptions
 from matting.nn.schedule import Budget
 from matting.nn.trainer import TrainingConfig
@@ -70,6 +70,9 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
         name: Name of the run folder. By default it is made of the recipe and the last parts of --data.
         recipe: Name of a recipe in jobs/configs, which presets the other options. The default is "quickstart" for
             synthetic data, and "matting" for other data.
+        init: URI of a checkpoint to fine-tune, such as runs/first/best. Its weights are those to begin with. Its
+            network and --size are taken over: network options must be left out or agree, --size may be another. The
+            learning rate is 2e-4 unless --learning-rate is given; all else follows the recipe.
         batch: Number of pairs that a worker takes in one step.
         epochs: Number of passes over the training pairs.
         minutes: Minutes of training and validation after which the run ends, even if epochs are left.
@@ -82,6 +85,7 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
     output: str = "runs"
     name: str | None = None
     recipe: Literal["baseline", "matting", "night", "quickstart"] | None = None
+    init: str | None = None
     batch: int = 8
     epochs: int = 30
     minutes: float | None = None
@@ -151,7 +155,12 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
         return Budget(self.epochs, epoch_samples, 60 * (self.minutes or math.inf))
 
 
-def presets(options: Namespace) -> list[Path]:
-    """Return the file of the recipe that the options name, or of the default recipe for their data."""
+def presets(options: Namespace) -> list[str]:
+    """Return the options that set the recipe, named or the default for the data, and those that --init sets.
+
+    Raises:
+        CheckpointError, StorageError: The checkpoint of --init cannot be used or read.
+    """
     recipe = options.recipe or ("quickstart" if options.data == "synthetic" else "matting")
-    return [config.CONFIGS / f"{recipe}.yaml"]
+    arguments = ["--config", str(config.CONFIGS / f"{recipe}.yaml")]
+    return arguments + (fine_tune.network_arguments(options.init) if options.init else [])

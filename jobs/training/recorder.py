@@ -71,7 +71,7 @@ class Recorder:
 
     def record_epoch(
         self,
-        epoch: Epoch,
+        epoch: Epoch | None,
         scores: list[Score],
         means: dict[str, float],
         rejections: Mapping[str, str],
@@ -83,7 +83,7 @@ class Recorder:
         so does their upload; see :mod:`jobs.training.uploads`.
 
         Args:
-            epoch: Result of the training epoch.
+            epoch: Result of the training epoch; None for the weights that a fine-tuning begins with, epoch 0.
             scores: Scores of each validation pair.
             means: Means of the scores, as val_n, val_mad, val_mse and val_iou.
             rejections: Reasons of the rejected pairs, by key.
@@ -93,17 +93,16 @@ class Recorder:
             LeaseLostError: Another job has taken the run folder over.
         """
         trainer = self._trainer
-        self._add(
-            trainer.steps,
-            trainer.epochs_done,
-            epoch_loss=epoch.loss,
-            samples_per_second=epoch.samples / epoch.seconds,
-            waiting=epoch.waiting,
-            **self._first_batch,
-            **means,
-        )
+        if epoch:
+            self._add(trainer.steps, trainer.epochs_done, **_training_values(epoch), **self._first_batch, **means)
+            self._report_epoch(epoch, means)
+        else:
+            self._add(trainer.steps, trainer.epochs_done, **means)
+            self._console.say(
+                f"MAD before fine-tuning: {means['val_mad']:.2f}e-3, IoU {means['val_iou']:.4f}, on {means['val_n']} "
+                "validation pairs"
+            )
         self._first_batch = {}
-        self._report_epoch(epoch, means)
         last = f"epoch-{trainer.epochs_done:05d}"
         encoded = checkpoint.encode(trainer.model, self._config, means, trainer.state())
         self._best = last if is_best else self._best
@@ -150,3 +149,12 @@ class Recorder:
         self._seconds = self._trainer.seconds
         title = f"epoch {self._trainer.epochs_done + 1}"
         self._progress = self._console.progress(title, self._epoch_samples, "samples")
+
+
+def _training_values(epoch: Epoch) -> dict[str, float]:
+    """Return the columns of metrics.jsonl that describe the training of an epoch."""
+    return {
+        "epoch_loss": epoch.loss,
+        "samples_per_second": epoch.samples / epoch.seconds,
+        "waiting": epoch.waiting,
+    }

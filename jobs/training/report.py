@@ -29,7 +29,8 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
     best = checkpoint.load(join_uri(folder.uri, "best"))
     history = folder.history(progress["steps"])
     epochs = [row for row in history if "val_mad" in row]
-    best_epoch = min(epochs, key=lambda row: row["val_mad"])
+    # Epoch 0, the start of a fine-tuning, has no speed of its own.
+    best_epoch = {**epochs[-1], **min(epochs, key=lambda row: row["val_mad"])}
     predictor = Predictor(Network(best, number_format="fp32"))
     scores = [("val", score.key, score.mad) for score in folder.scores()]
     cases, unreadable = predict_cases(data.pairs, scores, {"": lambda key, image: predictor.alphas([image])[0]})  # noqa: ARG005 - the image is enough
@@ -42,7 +43,7 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
     page = report.report_page(
         title=f"Training {folder.name}",
         command=command_line(),
-        facts=page_facts(data, folder, best, epochs[-1], best_epoch, progress["seconds"]),
+        facts=page_facts(data, folder, best, epochs, best_epoch, progress["seconds"]),
         figures=[
             {
                 "split": "validation",
@@ -61,6 +62,8 @@ def write_results(data: TrainingData, folder: RunFolder) -> None:
         print(f"Left out, and named on the page: {len(left_out):,}.")
     if suspicious:
         print(f"Suspicious pairs, used all the same, and named on the page: {len(suspicious):,}.")
+    for name, fact in start_facts(best, epochs, best_epoch).items():
+        print(f"{name}: {fact}")
     print(
         f"Best on {best_epoch['val_n']} validation pairs: MAD {best_epoch['val_mad']:.2f}e-3, "
         f"IoU {best_epoch['val_iou']:.4f}.\nCheckpoint: {folder.uri}/best\nPage: {folder.uri}/report.html"
@@ -107,7 +110,7 @@ def page_facts(
     data: TrainingData,
     folder: RunFolder,
     best: checkpoint.Checkpoint,
-    last_epoch: Mapping[str, Any],
+    epochs: Sequence[Mapping[str, Any]],
     best_epoch: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, str]:
@@ -122,6 +125,21 @@ def page_facts(
         facts["Backgrounds"] = f"{options.backgrounds}: {len(photos):,} photos"
     return {
         **facts,
-        "Best epoch": f"{best_epoch['epoch']} of {last_epoch['epoch']}, chosen by MAD on the validation split",
-        "Trained": f"{last_epoch['step']:,} steps, {seconds / 60:.1f} minutes",
+        **start_facts(best, epochs, best_epoch),
+        "Best epoch": f"{best_epoch['epoch']} of {epochs[-1]['epoch']}, chosen by MAD on the validation split",
+        "Trained": f"{epochs[-1]['step']:,} steps, {seconds / 60:.1f} minutes",
+    }
+
+
+def start_facts(
+    best: checkpoint.Checkpoint, epochs: Sequence[Mapping[str, Any]], best_epoch: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the checkpoint that a fine-tuning began with, and its MAD, by their names; empty for other trainings."""
+    start = best.config["recipe"].get("init")
+    if not start:
+        return {}
+    unchanged = "" if best_epoch["epoch"] else "; no epoch was better, so that best/ holds the starting weights"
+    return {
+        "Fine-tuned from": f"{start['uri']}, SHA-256 {start['identity'][:16]}…",
+        "MAD before fine-tuning": f"{epochs[0]['val_mad']:.2f}e-3{unchanged}",
     }

@@ -4,7 +4,8 @@
     progress.json                epochs, steps and seconds done, best MAD, names of the last and the best checkpoint
     epoch-00001/ …               these two checkpoints; others are incomplete or stale
     best/                        copy of the best checkpoint
-    metrics.jsonl                one row every few steps (train_loss), and one for each epoch (val_*, speed)
+    metrics.jsonl                one row every few steps (train_loss), and one for each epoch (val_*, speed); epoch 0
+                                 holds the val_* of the weights that a fine-tuning begins with
     events/events.out.tfevents…  the same rows for TensorBoard, one file for each epoch
     validation.parquet           scores of every validation pair at the best epoch
     rejected.json                pairs that cannot be decoded, with the reasons
@@ -184,7 +185,7 @@ def encode_history(history: Sequence[Mapping[str, Any]], epoch: int) -> dict[str
 
     Args:
         history: All rows of the run.
-        epoch: Number of the epoch, from 1.
+        epoch: Number of the epoch, from 1; 0 for the start of a fine-tuning.
     """
     lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
     rows = [row for row in history if row["epoch"] == epoch]

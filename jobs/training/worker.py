@@ -2,14 +2,17 @@
 
     Assignment -> train_worker, in every worker of Ray Train -> checkpoints; the reason of a failure, or nothing
 
-All workers take the same steps and judge an epoch alike; the first of them also writes the run folder.
+All workers take the same steps and judge an epoch alike; the first of them also writes the run folder. A fine-tuning
+validates its starting weights as epoch 0, so that the best checkpoint may be the starting one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import ray
+import ray.data
 import ray.train
 import torch
 
@@ -19,6 +22,7 @@ from jobs.common.visibility import Token, require_visible
 from jobs.training.config import TrainConfig
 from jobs.training.data import DataFacts
 from jobs.training.decode import MailboxHandle
+from jobs.training.fine_tune import Start
 from jobs.training.recorder import Recorder
 from jobs.training.run_folder import RunFolder
 from jobs.training.streams import read_batches
@@ -38,6 +42,7 @@ class Assignment:
 
     options: TrainConfig
     data: DataFacts
+    start: Start | None  # checkpoint to fine-tune; None for random initial weights
     backgrounds: "Sequence[ray.ObjectRef[np.ndarray]] | None"  # decoded photos without people, uint8 (N, S, S, 3) each
     folder: RunFolder
     trainer_class: type[Trainer]
@@ -81,6 +86,10 @@ def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | 
     options = assignment.options
     budget = options.budget(assignment.data.epoch_samples)
     train_shard, val_shard = ray.train.get_dataset_shard("train"), None
+    if assignment.start and math.isinf(trainer.best_mad):
+        val_shard = ray.train.get_dataset_shard("val")
+        if failure := validate_epoch(assignment, trainer, recorder, val_shard, None):
+            return failure
     while not budget.finished(trainer.epochs_done, trainer.seconds):
         batches = read_batches(train_shard, options.batch)
         try:
@@ -89,15 +98,35 @@ def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | 
             return str(error)
         # Opened only now: it may start a process, and the first batch need not wait for that.
         val_shard = val_shard or ray.train.get_dataset_shard("val")
-        scores = trainer.validate(read_batches(val_shard, options.batch))
-        rejections: dict[str, str] = ray.get(assignment.mailbox.rejected.remote())
-        if failure := data_failure(assignment, epoch, scores, rejections):
+        if failure := validate_epoch(assignment, trainer, recorder, val_shard, epoch):
             return failure
-        means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
-        is_best = means["val_mad"] < trainer.best_mad
-        trainer.best_mad = min(trainer.best_mad, means["val_mad"])
-        if recorder:
-            recorder.record_epoch(epoch, scores, means, rejections, is_best)
+    return ""
+
+
+def validate_epoch(
+    assignment: Assignment,
+    trainer: Trainer,
+    recorder: Recorder | None,
+    val_shard: ray.data.DataIterator,
+    epoch: Epoch | None,
+) -> str:
+    """Validate and record an epoch, or with None the weights that a fine-tuning begins with.
+
+    Returns:
+        Reason why the run failed and would fail again, or nothing.
+    """
+    scores = trainer.validate(read_batches(val_shard, assignment.options.batch))
+    if epoch is None:
+        trainer.seconds = 0.0  # else the schedule, which follows the time, would skip its warm-up
+    # The first worker's view, as training pairs may still be decoded while the starting weights are validated.
+    rejections: dict[str, str] = gather_over_workers([ray.get(assignment.mailbox.rejected.remote())])[0]
+    if failure := data_failure(assignment, epoch, scores, rejections):
+        return failure
+    means = {f"val_{name}": value for name, value in mean_scores(scores).items()}
+    is_best = means["val_mad"] < trainer.best_mad
+    trainer.best_mad = min(trainer.best_mad, means["val_mad"])
+    if recorder:
+        recorder.record_epoch(epoch, scores, means, rejections, is_best)
     return ""
 
 
@@ -120,6 +149,8 @@ def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None)
     """
     torch.manual_seed(assignment.options.seed)
     model = UNet(assignment.options.network())
+    if assignment.start:
+        model.load_state_dict(assignment.start.weights)  # of which the trainer's moving average begins as a copy
     device = promised_gpu() if assignment.use_gpu else torch.device("cpu")
     trainer = assignment.trainer_class(model, assignment.options.training(), device, backgrounds_NHWC)
     # The first worker's view, as a shared file system may still show an older file to some of them.
@@ -136,7 +167,11 @@ def start_recorder(assignment: Assignment, trainer: Trainer) -> Recorder:
     config = checkpoint.describe(
         trainer.model,
         options.size,
-        recipe={"name": options.recipe, **asdict(options.training())},
+        recipe={
+            "name": options.recipe,
+            **asdict(options.training()),
+            "init": assignment.start.record() if assignment.start else None,
+        },
         data={
             "uri": options.data,
             "split_seed": options.split_seed,
@@ -150,12 +185,14 @@ def start_recorder(assignment: Assignment, trainer: Trainer) -> Recorder:
     )
 
 
-def data_failure(assignment: Assignment, epoch: Epoch, scores: Sequence[Score], rejections: Mapping[str, str]) -> str:
+def data_failure(
+    assignment: Assignment, epoch: Epoch | None, scores: Sequence[Score], rejections: Mapping[str, str]
+) -> str:
     """Return why the data of an epoch are not good enough to go on with, or nothing.
 
     Args:
         assignment: The worker's assignment.
-        epoch: Result of the training epoch, over all workers.
+        epoch: Result of the training epoch, over all workers; None before the first.
         scores: Scores of its validation, over all workers.
         rejections: Reasons of the rejected pairs and backgrounds so far, by key. The first pass over the data finds all
             of them, so that all workers see the same.
@@ -164,8 +201,9 @@ def data_failure(assignment: Assignment, epoch: Epoch, scores: Sequence[Score], 
     what = "pairs and backgrounds" if options.backgrounds else "pairs"
     if failure := too_many_rejected(rejections, data.decoded, options.max_rejected_fraction, what):
         return failure
-    if not epoch.steps or not scores:
-        return f"No pair is left: {epoch.samples:g} to train with, {len(scores)} to validate with."
+    if not scores or (epoch and not epoch.steps):
+        training = f"{epoch.samples:g} to train with, " if epoch else ""
+        return f"No pair is left: {training}{len(scores)} to validate with."
     missing = sorted(set(data.val_keys).difference(rejections, (score.key for score in scores)))
     if missing:
         return (

@@ -112,7 +112,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ["--config", file, *command_line],
         [*command_line, f"--config={file}"],
     ):
-        found = config.parse(BakeConfig, argv, lambda _: [preset])
+        found = config.parse(BakeConfig, argv, lambda _: ["--config", str(preset)])
         assert found == BakeConfig(flour=500, oven_heat=1, kind="rye", name="given")
 
 
@@ -126,8 +126,8 @@ def test_given_options_choose_the_presets(tmp_path: Path) -> None:
     for kind in ("rye", "wheat"):
         write(tmp_path / f"{kind}.yaml", name=f"of {kind}")
 
-    def by_kind(given: Namespace) -> list[Path]:
-        return [tmp_path / f"{given.kind}.yaml"]
+    def by_kind(given: Namespace) -> list[str]:
+        return ["--config", str(tmp_path / f"{given.kind}.yaml")]
 
     assert config.parse(BakeConfig, [], by_kind).name == "of rye"
     assert config.parse(BakeConfig, ["--kind", "wheat"], by_kind).name == "of wheat"

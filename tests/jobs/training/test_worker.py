@@ -31,6 +31,11 @@ def test_an_epoch_without_pairs_fails() -> None:
     assert "No pair is left: 0 to train with" in data_failure(ASSIGNMENT, EPOCH._replace(steps=0, samples=0), [], {})
 
 
+def test_starting_weights_need_no_training_pairs_yet() -> None:
+    assert data_failure(ASSIGNMENT, None, scores("a", "b"), {}) == ""
+    assert data_failure(ASSIGNMENT, None, [], {}) == "No pair is left: 0 to validate with."
+
+
 def test_a_missing_validation_pair_is_named() -> None:
     failure = data_failure(ASSIGNMENT, EPOCH, scores("b"), {})
     assert failure == "Validation missed 1 of 2 pairs that were not rejected: a."
