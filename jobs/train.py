@@ -80,7 +80,7 @@ def run(
     options: TrainConfig, data: TrainingData, start: Start | None, folder: RunFolder, trainer_class: type[Trainer]
 ) -> None:
     """Bring the run to its end, and write its results if they are missing."""
-    identity = options.identity({**data.fingerprints(), "init_identity": start and start.identity})
+    identity = options.identity({**data.fingerprints(), "init_identity": start.identity if start else None})
     if not folder.progress():  # before run.json, so that --invert and --matte-range can be added
         for warning in check_mattes(data.pairs, options.data, options):
             print(f"WARNING: {warning}")

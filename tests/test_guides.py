@@ -57,7 +57,8 @@ def readers_folder(object_store: str, tmp_path: Path) -> Path:
         client.create_bucket(Bucket=bucket)
     write_folders(tmp_path / "aisegment", 60, 48)
     for file in store.list_files(str(tmp_path / "aisegment")):
-        store.write_bytes(f"s3://bucket/aisegment/{file.key}", (tmp_path / "aisegment" / file.key).read_bytes())
+        for folder in ("aisegment", "mine"):
+            store.write_bytes(f"s3://bucket/{folder}/{file.key}", (tmp_path / "aisegment" / file.key).read_bytes())
     for number in range(3):
         photo = images.encode_jpeg(draw_person(1, number, 64, 80)[0])
         for folder in ("celeba", "img_align_celeba", "faces"):
