@@ -19,6 +19,7 @@ from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.trainer import Epoch, NonFiniteLoss, Trainer
 from matting.nn.unet import UNet, UNetConfig
+from matting.storage import store
 from tests.support.drawing import write_folders
 from tests.support.training import SIZE
 
@@ -102,9 +103,14 @@ def test_raw_and_averaged_network_begin_with_the_checkpoints_predictions(start: 
             assert torch.equal(network.eval()(image), expected)
 
 
-def test_identity_changes_with_the_checkpoint(start: str) -> None:
-    options = parse(f"--init={start}", "--data=pairs")
-    assert options.identity({})["init"] == start
+def test_a_checkpoint_may_be_in_object_storage(start: str, bucket: str) -> None:
+    for path in Path(start).iterdir():
+        store.write_bytes(f"{bucket}/start/{path.name}", path.read_bytes())
+    options = parse(f"--init={bucket}/start", "--data=pairs")
+    found, local = load_start(options.init, options.network()), load_start(start, options.network())
+    assert found
+    assert local
+    assert found.record() == {"uri": f"{bucket}/start", "identity": local.identity}
 
 
 class Stopping(Trainer):
