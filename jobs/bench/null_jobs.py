@@ -16,7 +16,8 @@ from jobs.prediction.blocks import PredictionWork
 from matting.data.images import Pixels
 from matting.inference.network import SmallAlphas
 from matting.nn.schedule import UNLIMITED, Budget
-from matting.nn.trainer import Batch, Epoch, Score, Step, Trainer
+from matting.nn.steps import Step
+from matting.nn.trainer import Batch, Epoch, Score, Trainer
 
 
 class NullNetworkWork(PredictionWork):

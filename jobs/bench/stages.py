@@ -13,6 +13,7 @@ from matting.inference.predictor import Predictor
 from matting.inference.refine import cutout, guided, squash, upsample
 from matting.nn import checkpoint
 from matting.nn.augment import augment
+from matting.nn.augment_draws import Randomness
 from matting.storage import store
 
 
@@ -37,7 +38,7 @@ def measure_stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str,
     cutouts = [cutout(*both) for both in zip(image, alpha, strict=True)]
     mattes = [images.encode_png(pixels) for pixels in alpha]
     planes = [torch.rand(TRAIN_BATCH, channels, loaded.size, loaded.size) for channels in (3, 1)]
-    generator = torch.Generator().manual_seed(0)
+    randomness = Randomness.seeded(0, torch.device("cpu"))
     with TemporaryDirectory() as folder:
         calls: dict[str, Callable[[int], object]] = {
             "read": lambda i: store.read_bytes(photos[i]),
@@ -50,6 +51,6 @@ def measure_stages(photos: Sequence[str], uri: str, seconds: float) -> dict[str,
             "encode a cutout, PNG": lambda i: images.encode_png(cutouts[i]),
             "encode a cutout, WebP": lambda i: images.encode_webp(cutouts[i]),
             "write": lambda i: store.write_bytes(f"{folder}/{i}.png", mattes[i]),
-            f"augment (a batch of {TRAIN_BATCH})": lambda _: augment(planes[0], planes[1], loaded.size, generator),
+            f"augment (a batch of {TRAIN_BATCH})": lambda _: augment(planes[0], planes[1], loaded.size, randomness),
         }
         return {name: cpu_ms_per_call(call, len(photos), seconds / len(calls)) for name, call in calls.items()}

@@ -10,7 +10,8 @@ from jobs.training.decode import MailboxHandle
 from jobs.training.run_folder import RunFolder, encode_history, encode_rejected, encode_scores
 from jobs.training.uploads import EpochFiles, EpochUploader
 from matting.nn import checkpoint
-from matting.nn.trainer import Epoch, Score, Step, Trainer
+from matting.nn.steps import Step
+from matting.nn.trainer import Epoch, Score, Trainer
 
 LOSS_STEPS = 25  # steps between two points of the loss curve
 PUBLISH_SECONDS = 5.0  # seconds between two messages of metrics to the driver

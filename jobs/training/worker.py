@@ -30,7 +30,8 @@ from matting.data.dataset import too_many_rejected
 from matting.messages import first_few
 from matting.nn import checkpoint
 from matting.nn.distributed import gather_over_workers
-from matting.nn.trainer import Epoch, NonFiniteLoss, Score, Trainer, mean_scores
+from matting.nn.steps import NonFiniteLoss
+from matting.nn.trainer import Epoch, Score, Trainer, mean_scores
 from matting.nn.unet import UNet
 from matting.storage.lease import LeaseLostError
 from matting.storage.uri import join_uri

@@ -1,4 +1,4 @@
-"""BatchNorm synchronized over data-parallel workers, on CPUs too."""
+"""BatchNorm that does not count its batches, and BatchNorm synchronized over data-parallel workers, on CPUs too."""
 
 from typing import Any
 
@@ -25,7 +25,27 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-class CPUSyncBatchNorm(nn.BatchNorm2d):
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm that leaves its count of batches as it is.
+
+    Only statistics without momentum need the count, and a GPU would start one more kernel a layer for it.
+    """
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Normalize the features; in training mode, update the running statistics."""
+        return functional.batch_norm(
+            features_BCHW,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+
+
+class CPUSyncBatchNorm(BatchNorm):
     """BatchNorm over the batches of all workers.
 
     Workers exchange each channel's statistics once in the forward pass and once in the backward pass, as in torch's
@@ -49,9 +69,7 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
             mean, variance, count = statistics_over_workers(features_BCHW)
             assert self.running_mean is not None
             assert self.running_var is not None
-            assert self.num_batches_tracked is not None
             assert self.momentum is not None
-            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)  # unbiased, as torch's
         normalized: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]  # torch has no types there

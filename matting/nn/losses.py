@@ -9,6 +9,7 @@
 function here, a weight there, and a line in ``Trainer._loss``.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -64,10 +65,19 @@ def laplacian(pred_alpha_B1HW: Tensor, true_alpha_B1HW: Tensor) -> Tensor:
     """
     # The pyramid is linear: the pyramid of the difference is the difference of the pyramids.
     rest = pred_alpha_B1HW.float() - true_alpha_B1HW.float()
-    total = rest.new_zeros(())
+    levels = []
     for level in range(LAPLACIAN_LEVELS):
         coarser = functional.avg_pool2d(rest, 2)
         detail = rest - functional.interpolate(coarser, size=rest.shape[-2:], mode="bilinear")
-        total = total + 2**level * detail.abs().mean()
+        levels.append((2**level / detail.numel(), torch.linalg.vector_norm(detail, 1)))
         rest = coarser
+    return weighted_sum(levels)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Return the sum of scalars () times their weights; at least one."""
+    (weight, first), *others = terms
+    total = first * weight
+    for weight, term in others:
+        total = torch.add(total, term, alpha=weight)
     return total

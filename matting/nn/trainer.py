@@ -2,8 +2,10 @@
 
 A batch is a dict of numpy arrays: ``key`` (B strings), ``image`` uint8 (B, H, W, 3), ``alpha`` uint8 (B, H, W).
 
-    batch -> device, [0, 1], channels last -> augment -> network -> loss -> all workers agree that it is finite
-    -> optimizer step -> moving average of the weights, if the recipe has one
+    batch -> device, [0, 1], channels last -> augment -> network -> loss -> all workers agree whether it is finite
+    -> optimizer step, if it is -> moving average of the weights, if the recipe has one
+
+A step does not wait for the device: the host looks at losses only now and then; see :mod:`matting.nn.steps`.
 
 Where a torch.distributed process group exists, training is data-parallel: gradients are averaged, BatchNorm is
 synchronized, and sums over all workers are divided once. This module uses no Ray, no URIs and no files.
@@ -13,23 +15,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from matting.nn.augment import augment, random_flip
+from matting.nn.augment_draws import Randomness
 from matting.nn.batchnorm import synchronize_batchnorm
-from matting.nn.distributed import gather_over_workers, rank, sum_over_workers, world_size
-from matting.nn.ema import averaged_model
-from matting.nn.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target
+from matting.nn.distributed import average_over_workers, gather_over_workers, rank, sum_over_workers, world_size
+from matting.nn.ema import MovingAverage
+from matting.nn.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target, weighted_sum
 from matting.nn.metrics import MetricSums, batch_metrics
 from matting.nn.precision import TrainingPrecision, autocast_dtype, to_device
 from matting.nn.schedule import UNLIMITED, Budget, Schedule, learning_rate_factor
+from matting.nn.steps import Step, StepLog
 from matting.nn.unet import UNet, alpha_of
 
 Batch = Mapping[str, np.ndarray]
@@ -92,36 +94,14 @@ class TrainingConfig:
             raise ValueError(f"ema_decay must be from 0 to 1, is {self.ema_decay}")
 
 
-class NonFiniteLoss(RuntimeError):
-    """A batch's loss is not finite. Raised on every worker before the optimizer step; the message names its keys."""
-
-
 class Epoch(NamedTuple):
     """Results of one pass over the training pairs, summed over all workers."""
 
-    loss: float  # mean squared error per value, whatever the reduction, so that recipes compare
+    loss: float  # as in Step
     steps: int
     samples: float
     seconds: float
     waiting: float  # seconds that this worker waited for data, part of `seconds`
-
-
-class Step(NamedTuple):
-    """Results of one optimizer step: samples and loss over all workers, times on this one."""
-
-    samples: float
-    loss: float  # as in Epoch
-    waiting: float  # seconds that this worker waited for the batch
-    seconds: float  # seconds from the batch to the new weights
-
-
-class _StepSums(NamedTuple):
-    """Sums of one step over all workers."""
-
-    squares: float  # sum of squared errors
-    values: float  # number of values in that sum
-    samples: float
-    elapsed: float  # seconds since the start of the epoch, on the first worker's clock
 
 
 class Score(NamedTuple):
@@ -164,16 +144,10 @@ class Trainer:
             self._backgrounds = to_device(backgrounds_NHWC, device).permute(0, 3, 1, 2)
         self._dtype = autocast_dtype(device, config.precision)
         self._unaveraged = model
-        self._parallel: torch.nn.Module = model
         if world_size() > 1:
             synchronize_batchnorm(model, device)
-            device_ids = [device] if device.type == "cuda" else None
-            self._parallel = DistributedDataParallel(model, device_ids=device_ids)
-        self._ema: AveragedModel | None = None
-        self.model: UNet = model
-        if config.ema_decay:
-            self._ema = averaged_model(model, config.ema_decay)
-            self.model = cast(UNet, self._ema.module)
+        self._ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+        self.model = self._ema.model if self._ema else model
         kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
@@ -199,7 +173,6 @@ class Trainer:
         self._unaveraged.load_state_dict(state["unaveraged"] or weights)
         if self._ema:
             self.model.load_state_dict(weights)
-            self._ema.n_averaged.fill_(state["steps"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.epochs_done, self.steps = state["epochs_done"], state["steps"]
         self.seconds, self.best_mad = state["seconds"], state["best_mad"]
@@ -218,54 +191,53 @@ class Trainer:
             on_step: Function to call after each step.
 
         Raises:
-            NonFiniteLoss: The loss of a batch is not finite on some worker.
+            NonFiniteLoss: The loss of a batch is not finite on some worker; later steps may have been taken.
         """
-        generator = torch.Generator().manual_seed(self._epoch_seed())
+        randomness = Randomness.seeded(self._epoch_seed(), self.device)
         self._unaveraged.train()
-        began = done = time.monotonic()
-        squares = values = waiting = 0.0
-        samples, steps, elapsed = 0.0, 0, 0.0
+        log = StepLog(self.device, self.steps, self.epochs_done + 1, on_step)
+        seconds_left = budget.seconds - self.seconds
         for batch in batches:
-            arrived = time.monotonic()
-            progress = budget.progress(self.epochs_done + samples / budget.samples, self.seconds + elapsed)
-            sums = self._step(batch, generator, progress, arrived - began)
-            waited, seconds = arrived - done, time.monotonic() - arrived
-            squares, values, waiting = squares + sums.squares, values + sums.values, waiting + waited
-            samples, steps, elapsed = samples + sums.samples, steps + 1, sums.elapsed
-            if on_step:
-                on_step(Step(sums.samples, sums.squares / sums.values, waited, seconds))
-            if self.seconds + elapsed > budget.seconds:
+            log.batch_arrived()
+            progress = budget.progress(self.epochs_done + log.samples / budget.samples, self.seconds + log.elapsed)
+            self._step(batch, randomness, progress, log)
+            if log.step_done(seconds_left) and log.elapsed > seconds_left:
                 break
-            done = time.monotonic()
+        log.read()
         self.epochs_done += 1
-        self.steps += steps
-        return Epoch(squares / values if values else math.nan, steps, samples, self._add_seconds(began), waiting)
+        self.steps += log.steps
+        loss = log.squares / log.values if log.values else math.nan
+        return Epoch(loss, log.steps, log.samples, self._add_seconds(log.began), log.waiting)
 
-    def _step(self, batch: Batch, generator: torch.Generator, progress: float, elapsed: float) -> _StepSums:
-        image, alpha = self._augment(*self._to_device(batch), generator, progress)
+    def _step(self, batch: Batch, randomness: Randomness, progress: float, log: StepLog) -> None:
+        image, alpha = self._augment(*self._to_device(batch), randomness, progress)
         target = rgba_target(image, alpha)
         with self._autocast():
-            pred = self._parallel(image)
+            pred = self._unaveraged(image)
         squared = mse(pred, target, self.config.reduction)
-        squares = squared.item() * (target.numel() if self.config.reduction == "mean" else 1)
-        # One exchange a step, so that all workers stop together at a loss that is not finite on one of them.
-        own = [squares, float(target.numel()), float(len(image)), elapsed if rank() == 0 else 0.0]
-        total = _StepSums(*sum_over_workers(own, self.device))
-        if not math.isfinite(total.squares):
-            raise NonFiniteLoss(self._non_finite(batch["key"], squares))
+        squares = squared.detach() * (target.numel() if self.config.reduction == "mean" else 1)
+        skipped = log.add(batch["key"], squares, target[0].numel())
         loss = self._loss(squared, pred, alpha, progress)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+        self._set_gradients(loss)
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(self.config.schedule, progress)
+        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler does: the fused step looks at it
         self._optimizer.step()
         if self._ema:
-            self._ema.update_parameters(self._unaveraged)
-        return total
+            self._ema.update(self.steps + log.added - 1)
 
-    def _augment(
-        self, image: Tensor, alpha: Tensor, generator: torch.Generator, progress: float
-    ) -> tuple[Tensor, Tensor]:
+    def _set_gradients(self, loss: Tensor) -> None:
+        """Set the gradients of the mean loss over all workers; unlike ``backward``, without an operation for each."""
+        parameters = list(self._unaveraged.parameters())
+        gradients = [
+            gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True)
+        ]  # the fused optimizer needs them in the layout of the weights
+        average_over_workers(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _augment(self, image: Tensor, alpha: Tensor, randomness: Randomness, progress: float) -> tuple[Tensor, Tensor]:
         """Return image_BCHW and alpha_B1HW at the size and with the augmentation of this part of the run."""
         size = image.shape[-1]
         is_augmented = progress < self.config.augment_fraction
@@ -274,23 +246,23 @@ class Trainer:
         if progress < self.config.half_res_fraction:
             size //= 2
         if is_augmented:
-            return augment(image, alpha, size, generator, self._backgrounds)
+            return augment(image, alpha, size, randomness, self._backgrounds)
         if size < image.shape[-1]:
             image, alpha = functional.avg_pool2d(image, 2), functional.avg_pool2d(alpha, 2)
-        return random_flip(image, alpha, generator) if self.config.augment_fraction else (image, alpha)
+        return random_flip(image, alpha, randomness.host) if self.config.augment_fraction else (image, alpha)
 
     def _loss(self, squared: Tensor, pred: Tensor, alpha: Tensor, progress: float) -> Tensor:
         """Return the weighted sum of the loss terms; ``squared`` is the reduced squared error of the four channels."""
-        config = self.config
-        # DistributedDataParallel averages gradients, but the gradient of a sum is the sum over workers.
-        loss = config.mse * squared * (world_size() if config.reduction == "sum" else 1)
+        config, pred_alpha = self.config, alpha_of(pred)
+        # Gradients are averaged, but the gradient of a sum is the sum over workers.
+        terms = [(config.mse * (world_size() if config.reduction == "sum" else 1), squared)]
         if config.l1:
-            loss = loss + config.l1 * l1(alpha_of(pred), alpha)
+            terms.append((config.l1, l1(pred_alpha, alpha)))
         if config.cross_entropy:
-            loss = loss + config.cross_entropy * (1 - progress) * cross_entropy(alpha_of(pred), alpha)
+            terms.append((config.cross_entropy * (1 - progress), cross_entropy(pred_alpha, alpha)))
         if config.laplacian:
-            loss = loss + config.laplacian * laplacian(alpha_of(pred), alpha)
-        return loss
+            terms.append((config.laplacian, laplacian(pred_alpha, alpha)))
+        return weighted_sum(terms)
 
     def validate(self, batches: Iterable[Batch]) -> list[Score]:
         """Score every image once, over all workers.
@@ -318,8 +290,8 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return image_BCHW (channels last) and alpha_B1HW on the device, float in [0, 1], of a batch of uint8."""
-        image, alpha = (to_device(batch[name], self.device) for name in ("image", "alpha"))
-        return image.permute(0, 3, 1, 2).float() / 255, alpha[:, None].float() / 255
+        image, alpha = to_device(batch["image"], self.device), to_device(batch["alpha"][:, None], self.device)
+        return image.permute(0, 3, 1, 2) / 255, alpha / 255
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
@@ -333,13 +305,6 @@ class Trainer:
         seconds = sum_over_workers([elapsed], self.device)[0]
         self.seconds += seconds
         return seconds
-
-    def _non_finite(self, keys: np.ndarray, squares: float) -> str:
-        named = gather_over_workers([] if math.isfinite(squares) else [str(key) for key in keys])
-        return (
-            f"The loss is not finite at step {self.steps + 1} of epoch {self.epochs_done + 1}; the step was not taken. "
-            f"The batch: {', '.join(named)}. Look at these pairs; if they are sound, lower the learning rate."
-        )
 
 
 def mean_scores(scores: Iterable[Score]) -> dict[str, float]:

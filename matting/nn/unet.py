@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from matting.nn.batchnorm import BatchNorm
+
 Relu = Literal["layer", "block"]
 
 Skip = Literal["concat", "add"]
@@ -74,13 +76,13 @@ class DoubleConv(nn.Sequential):
     def __init__(self, channels_in: int, channels_out: int, relu: Relu) -> None:
         layers: list[nn.Module] = [
             nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            BatchNorm(channels_out),
         ]
         if relu == "layer":
             layers.append(nn.ReLU(inplace=True))
         layers += [
             nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            BatchNorm(channels_out),
             nn.ReLU(inplace=True),
         ]
         super().__init__(*layers)
@@ -94,7 +96,7 @@ class Up(nn.Module):
         self._concat = config.skip == "concat"
         self.grow = nn.Sequential(
             nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            BatchNorm(channels_out),
             nn.ReLU(inplace=True),
         )
         self.merge: nn.Module
@@ -103,7 +105,7 @@ class Up(nn.Module):
         else:
             self.merge = nn.Sequential(
                 nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
+                BatchNorm(channels_out),
                 nn.ReLU(inplace=True),
             )
 
@@ -141,7 +143,7 @@ class UNet(nn.Module):
         channels = 4 * config.unshuffle**2
         self.head = nn.Sequential(
             nn.Conv2d(config.width, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
             nn.Conv2d(4, 4, 3, padding=1, bias=False),
         )
 

@@ -55,7 +55,7 @@ def two_steps(norm: nn.BatchNorm2d, shard: slice) -> dict[str, Any]:
         **results,
         "weight_gradient": norm.weight.grad,
         "bias_gradient": norm.bias.grad,
-        "statistics": dict(norm.named_buffers()),
+        "statistics": {name: values for name, values in norm.named_buffers() if "running" in name},
     }
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from matting.nn.distributed import gather_over_workers, rank, sum_over_workers, world_size
-from matting.nn.trainer import NonFiniteLoss, Trainer
+from matting.nn.steps import NonFiniteLoss
+from matting.nn.trainer import Trainer
 from tests.support.training import new_trainer, noise_batches, person_batch
 from tests.support.workers import in_two_processes
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from matting.nn import steps
 from matting.nn.metrics import image_metrics
 from matting.nn.schedule import Budget
-from matting.nn.trainer import NonFiniteLoss, Score, Trainer, TrainingConfig, mean_scores
+from matting.nn.steps import NonFiniteLoss
+from matting.nn.trainer import Score, Trainer, TrainingConfig, mean_scores
 from tests.support.training import SIZE, new_trainer, person_batch
 
 
@@ -187,6 +189,23 @@ def test_non_finite_loss_stops_before_the_step() -> None:
     for name, tensor in before.items():
         if "num_batches" not in name:
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, equal_nan=True)
+
+
+def test_a_step_that_is_found_later_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "CHECK_SECONDS", math.inf)  # the second step is read with the third and last
+    after: list[torch.Tensor] = []
+    weight = (trainer := new_trainer()).model.head[2].weight
+
+    def spoil(_: torch.nn.Module, __: Any, pred: torch.Tensor) -> torch.Tensor:
+        after.append(weight.detach().clone())
+        return pred * math.nan if len(after) == 2 else pred
+
+    trainer.model.register_forward_hook(spoil)
+    with pytest.raises(NonFiniteLoss, match=r"step 2 of epoch 1.*person-3\. "):
+        trainer.train_epoch([person_batch(number) for number in (2, 3, 4)])
+    assert not torch.equal(after[0], after[1])
+    assert torch.equal(after[1], after[2])
+    assert not torch.equal(after[2], weight)
 
 
 # Validation -----------------------------------------------------------------------------------------------------------
