@@ -116,7 +116,8 @@ def draw_windows(max_scales: np.ndarray, host: np.random.Generator) -> np.ndarra
 
     Returns:
         The two rows of the affine map from output to input coordinates, both in [-1, 1]; float (B, 2, 3). A window
-        that is smaller than the image lies inside it. A larger one ends at the image's bottom edge, which cuts people off.
+        that is smaller than the image lies inside it. A larger one ends at the image's bottom edge, which cuts people
+        off.
     """
     count = len(max_scales)
     scale = np.exp(host.uniform(math.log(SCALE_RANGE[0]), np.log(max_scales)))

@@ -17,7 +17,8 @@ from jobs.training.fine_tune import differing_layers, expected_weights, load_sta
 from matting.data import images
 from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
-from matting.nn.trainer import Epoch, NonFiniteLoss, Trainer
+from matting.nn.steps import NonFiniteLoss
+from matting.nn.trainer import Epoch, Trainer
 from matting.nn.unet import UNet, UNetConfig
 from matting.storage import store
 from tests.support.drawing import write_folders
