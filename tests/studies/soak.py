@@ -69,7 +69,7 @@ TRAIN = ("train", "--width=4", "--size=32", "--synthetic-pairs=60", f"--epochs={
 PROCESSES = {"train": "RayTrainWorker", "predict": "MapBatches"}  # part of the command line of working processes
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 POISONED = "0/poison.jpg"
-RUN_TIMEOUT = 240  # seconds
+RUN_TIMEOUT = 600  # seconds; on a busy machine, minutes pass until Ray sees that a node is dead
 MAX_RERUNS = 3
 
 
