@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))  # red, green and blue of Display P3
+SRGB = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 ADOBE = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060))
 D65 = (0.3127, 0.3290)
 D50_XYZ = np.array([0.96422, 1.0, 0.82521])
@@ -31,6 +32,10 @@ def matrix_of(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 def srgb_curve(values: np.ndarray) -> np.ndarray:
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_curve_inverse(linear: np.ndarray) -> np.ndarray:
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 @cache

@@ -1,9 +1,11 @@
 """images: any file decodes to an independent reader's pixels, within rounding, or is refused by name.
 
 The files are drawn: format × mode × compression × colour profile × orientation × damage. The independent readers are
-tifffile, OpenCV and imagecodecs; orientations and profiles are applied by their definitions.
+tifffile, OpenCV and imagecodecs; orientations and profiles are applied by their definitions. EXAMPLES_TIMES=10 in the
+environment draws ten times as many.
 """
 
+import os
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -19,9 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from matting.data import images
 from matting.data.images import BadImage
-from tests.matting.data.test_color import SRGB, converted
+from tests.matting.data.test_color import converted
 from tests.matting.data.test_orientation import STORED, exif, raw_profile, xmp
-from tests.support.profiles import ADOBE, P3, rgb_profile
+from tests.support.profiles import ADOBE, P3, SRGB, rgb_profile
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
@@ -41,6 +43,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "GIF": [{}, {"interlace": 0}],
     "AVIF": [{"quality": 90}],
 }
+TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))
 HAVE_TAGS = ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")
 PROFILES = {"P3": (P3, None), "Adobe RGB": (ADOBE, 563 / 256), "sRGB": (SRGB, None)}
 RECORDS = ["none", "exif", "xmp", "raw"]  # how the orientation is recorded
@@ -164,7 +167,7 @@ def decode(data: bytes) -> images.DecodedPhoto | None:
 
 
 @given(drawn())
-@settings(max_examples=300)
+@settings(max_examples=300 * TIMES)
 def test_any_image_has_the_pixels_of_another_reader(file: Drawn) -> None:
     data = file.encode()
     photo = decode(data)
@@ -179,7 +182,7 @@ def test_any_image_has_the_pixels_of_another_reader(file: Drawn) -> None:
 
 
 @given(drawn(), st.floats(0, 1))
-@settings(max_examples=200)
+@settings(max_examples=200 * TIMES)
 def test_any_image_that_ends_early_is_refused_or_flagged(file: Drawn, kept: float) -> None:
     data = file.encode()
     whole, photo = decode(data), decode(data[: int(kept * len(data))])
@@ -198,7 +201,7 @@ def test_any_image_that_ends_early_is_refused_or_flagged(file: Drawn, kept: floa
 
 
 @given(drawn().filter(lambda file: file.format == "PNG"), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
-@settings(max_examples=200)
+@settings(max_examples=200 * TIMES)
 def test_png_with_a_wrong_byte_is_refused_or_flagged(file: Drawn, place: float, change: int) -> None:
     data = bytearray(file.encode())
     whole = decode(bytes(data))
@@ -210,7 +213,7 @@ def test_png_with_a_wrong_byte_is_refused_or_flagged(file: Drawn, place: float, 
 
 
 @given(drawn(), st.data())
-@settings(max_examples=200)
+@settings(max_examples=200 * TIMES)
 def test_any_damage_is_refused_or_decoded(file: Drawn, choice: st.DataObject) -> None:
     data = bytearray(file.encode())
     for _ in range(choice.draw(st.integers(1, 4))):

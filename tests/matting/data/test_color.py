@@ -11,9 +11,18 @@ from PIL import Image
 from matting.data import images
 from matting.data.images import BadImage, Pixels
 from tests.matting.data.test_images import encoded, png
-from tests.support.profiles import ADOBE, P3, cmyk_profile, grey_profile, matrix_of, rgb_profile, srgb_curve
+from tests.support.profiles import (
+    ADOBE,
+    P3,
+    SRGB,
+    cmyk_profile,
+    grey_profile,
+    matrix_of,
+    rgb_profile,
+    srgb_curve,
+    srgb_curve_inverse,
+)
 
-SRGB = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}
 # Blocks of colours, not too far from grey, so that every profile's conversion stays within sRGB.
 BLOCKS_HWC = np.kron(np.random.default_rng(0).integers(70, 170, (6, 8, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
@@ -26,8 +35,7 @@ def converted(image_HWC: Pixels, primaries: tuple[tuple[float, float], ...], gam
     linear = (
         (values**gamma if gamma else srgb_curve(values)) @ matrix_of(primaries).T @ np.linalg.inv(matrix_of(SRGB)).T
     )
-    linear = linear.clip(0, 1)
-    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return 255 * srgb_curve_inverse(linear.clip(0, 1))
 
 
 @pytest.mark.parametrize(("primaries", "gamma"), [(P3, None), (ADOBE, 563 / 256)])
@@ -90,8 +98,7 @@ def srgb_of_lab(lightness: float, a: float, b: float) -> np.ndarray:
     y = (lightness + 16) / 116
     f = np.array([y + a / 500, y, y - b / 200])
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.96422, 1, 0.82521)
-    linear = (np.linalg.inv(matrix_of(SRGB)) @ xyz).clip(0, 1)
-    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return 255 * srgb_curve_inverse((np.linalg.inv(matrix_of(SRGB)) @ xyz).clip(0, 1))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
@@ -100,7 +107,7 @@ def test_grey_is_converted_by_its_profile(mode: str) -> None:
     stored = deep if mode == "I;16" else Image.fromarray(GREY_HW).convert(mode)
     data = encoded(stored, "PNG", icc_profile=grey_profile(1.0))
     linear = GREY_HW / 255
-    expected_HW = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    expected_HW = 255 * srgb_curve_inverse(linear)
     photo = images.decode_photo(data)
     assert np.abs(photo.image_HWC - expected_HW[..., None]).max() <= 1
     assert photo.profile is photo.warning is None
