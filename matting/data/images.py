@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from matting.data.decoding import color, damage, formats, orientation, tiff
+from matting.data.decoding import color, damage, formats, matte_values, named_colors, orientation, tiff
 from matting.data.decoding.errors import BadImage as BadImage
 from matting.data.decoding.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
@@ -38,9 +38,6 @@ MAX_IMAGE_BYTES = 640_000_000
 
 MAX_WEBP_SIDE = 16_383
 MAX_JPEG_SIDE = 65_500  # of libjpeg, a little less than the format's own
-
-# Largest difference between the channels of a grey matte stored as RGB, after JPEG's rounding. Photos exceed it.
-_GREY_TOLERANCE = 16
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,17 @@ def decode_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, by
 def from_pillow(image: Image.Image) -> DecodedPhoto:
     """Decode a photo that Pillow has opened, as `decode_photo` does from its bytes.
 
+    Pillow does not tell colours that are named by CICP alone; they count as sRGB here.
+
     Raises:
         BadImage: See `decode_photo`.
     """
     if tags := getattr(image, "tag_v2", None):
         tiff.check_variant(tags)
+    image.load()  # reads what a PNG has after its pixels
+    warning = named_colors.define_colors(image)
     image = tiff.with_black_zero(orientation.upright(image))
-    return _decoded(_Opened(image, *image.size, None))
+    return _decoded(_Opened(image, *image.size, warning))
 
 
 def decode_alpha(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -156,13 +157,18 @@ def decode_matte(data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedMatte:
     """Decode a matte to its stored values, upright.
 
     A transparency channel is the matte, unless it is opaque everywhere and the colours are grey. Otherwise the matte is
-    the grey values: 8-bit, 16-bit, 1-bit (0 or 255), palette, or RGB whose channels agree (its luma).
+    the grey values: 8-bit, 16-bit, 1-bit (0 or 255), palette, or RGB whose channels agree (its luma). Values of 16 bits
+    keep them all, in grey and in RGB.
 
     Raises:
         BadImage: See `decode_photo`; or the file is in colour, and so is not a matte.
     """
     with _opened(data, max_pixels) as opened:
-        return DecodedMatte(_matte_values(opened.image), opened.orientation, opened.warning)
+        if not matte_values.has_deep_channels(opened.raw_mode):
+            return DecodedMatte(matte_values.matte_values(opened.image), opened.orientation, opened.warning)
+        with _opened(data, max_pixels, lower_bytes=True) as lower:
+            values_HW = matte_values.join_bytes(opened.image, lower.image, opened.raw_mode)
+        return DecodedMatte(values_HW, opened.orientation, opened.warning)
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -240,18 +246,21 @@ def encode_jpeg(image_HWC: Pixels, quality: int = 95) -> bytes:
 
 
 class _Opened(NamedTuple):
-    """An upright image, perhaps reduced; width and height of the whole one; a warning; how its pixels lay."""
+    """An upright image, perhaps reduced; width and height of the whole one; a warning; how its pixels were stored."""
 
     image: Image.Image
     width: int
     height: int
     warning: str | None
     orientation: int = 1
+    raw_mode: str = ""
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int, load: bool = True, least_side: int | None = None) -> Iterator[_Opened]:
-    """Open an image, upright if it is loaded, reduced as in `decode_photo`.
+def _opened(
+    data: bytes, max_pixels: int, load: bool = True, least_side: int | None = None, lower_bytes: bool = False
+) -> Iterator[_Opened]:
+    """Open an image, upright if it is loaded, reduced as in `decode_photo`; or with the lower bytes of 16 bits.
 
     Any error inside the block becomes BadImage, because Pillow's errors have no common type.
     """
@@ -271,6 +280,9 @@ def _opened(data: bytes, max_pixels: int, load: bool = True, least_side: int | N
             elif plugin is formats.Jpeg:
                 data = damage.without_padding(data)
             image: Image.Image = plugin(BytesIO(data))
+            raw_mode = matte_values.raw_mode_of(image)
+            if lower_bytes:
+                matte_values.swap_bytes(image)
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels:,}")
@@ -290,11 +302,11 @@ def _opened(data: bytes, max_pixels: int, load: bool = True, least_side: int | N
                     image, warning = mended
             if plugin is PngImageFile and image.mode == "L" and image.info.get("transparency"):
                 image.info["transparency"] *= 255 // (2 ** min(data[24], 8) - 1)  # Pillow scales the pixels alone
-            warning = warning or color.check_color_numbers(data, image)
+            warning = "; ".join(filter(None, (warning, named_colors.define_colors(image, data)))) or None
             lies = orientation.orientation_of(image)
             if load:
                 image = orientation.turned(tiff.with_black_zero(image), lies)
-            yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning, lies)
+            yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning, lies, raw_mode)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -313,7 +325,7 @@ def _load(image: Image.Image, least_side: int | None) -> Image.Image:
 
 
 def _decoded(opened: _Opened) -> DecodedPhoto:
-    image, width, height, warning, lies = opened
+    image, width, height, warning, lies, _ = opened
     image_HWC = np.array(color.to_srgb(color.as_8_bits(image)))
     problems = [warning, color.UNREADABLE_PROFILE if color.has_unusable_profile(image) else None]
     return DecodedPhoto(
@@ -325,26 +337,3 @@ def _decoded(opened: _Opened) -> DecodedPhoto:
         "; ".join(problem for problem in problems if problem) or None,
         lies,
     )
-
-
-def _matte_values(image: Image.Image) -> StoredMatte:
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in ("RGBA", "LA", "PA"):
-        alpha_HW = np.array(image.getchannel("A"))
-        image = image.convert("RGB")
-        if alpha_HW.min() < 255 or not _is_grey(image):
-            return alpha_HW
-    if image.mode not in ("1", "L", "P", "RGB"):
-        raise BadImage(f"pixels of mode {image.mode!r}, not a matte")
-    image = color.as_8_bits(image)
-    if image.mode == "RGB" and not _is_grey(image):
-        raise BadImage("an image in colour, not a matte")
-    return np.array(image.convert("L"))
-
-
-def _is_grey(image: Image.Image) -> bool:
-    """Return whether the channels of an RGB image agree."""
-    return bool(np.ptp(np.asarray(image), axis=2).max() <= _GREY_TOLERANCE)

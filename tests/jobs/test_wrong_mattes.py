@@ -5,6 +5,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +37,10 @@ def sixteen_bits_of_255(alpha: Pixels) -> bytes:
     return png(alpha.astype(np.uint16))
 
 
+def sixteen_bits_of_255_in_rgb(alpha: Pixels) -> bytes:
+    return bytes(cv2.imencode(".png", np.dstack([alpha.astype(np.uint16)] * 3))[1])
+
+
 def inverted(alpha: Pixels) -> bytes:
     return png(255 - alpha)
 
@@ -58,6 +63,12 @@ def write(root: Path, encode: Callable[[Pixels], bytes], shift: int = 0, count: 
 WRONG = [
     (zero_one, 0, "none has a value above 1, where 255 is read as opaque. .* give --matte-range 1", "--matte-range=1"),
     (sixteen_bits_of_255, 0, "none has a value above 255, where 65535 .* give --matte-range 255", "--matte-range=255"),
+    (
+        sixteen_bits_of_255_in_rgb,
+        0,
+        "none has a value above 255, where 65535 .* --matte-range 255",
+        "--matte-range=255",
+    ),
     (inverted, 0, "seem inverted.* give --invert", "--invert"),
     (right, 1, "photos fit the mattes 1 place before in the listing", None),
 ]

@@ -4,11 +4,11 @@
     RGB as stored, profile               -> profile to keep beside the stored numbers, or None for sRGB
     RGBA, LA, palette or a transparent colour -> opacity -> opacity_HW (0 … 255), or None where all is opaque
 
-Images without a profile count as sRGB; a CMYK image without one is converted by the plain formula. A profile that is
+Images without a profile count as sRGB, unless `named_colors` finds another; a CMYK image without one is converted by
+the plain formula. A profile that is
 damaged, or made for other channels than the image's, counts as none.
 """
 
-import struct
 from functools import lru_cache
 from io import BytesIO
 from typing import NamedTuple
@@ -21,9 +21,6 @@ from matting.data.decoding.errors import BadImage
 
 _SPACES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # colour space in a profile's header -> Pillow's mode
 _SAME = 2  # levels of 255 by which profiles of sRGB differ from each other, by rounding
-
-_SRGB_PRIMARIES = (1, 2)  # BT.709's, or unspecified
-_SRGB_TRANSFERS = (1, 2, 6, 13, 14, 15)  # sRGB's, those of BT.709 and its relatives, or unspecified
 
 UNREADABLE_PROFILE = "its colour profile cannot be used; its colours are taken as sRGB"
 
@@ -96,26 +93,6 @@ def has_unusable_profile(image: Image.Image) -> bool:
     if image.mode.startswith("I;16"):
         mode = "L"
     return not _conversion(profile, "RGB" if (mode, space) == ("L", "RGB") else mode).is_usable
-
-
-def check_color_numbers(data: bytes, image: Image.Image) -> str | None:
-    """Return a warning if a PNG, AVIF or HEIC names other colours than sRGB's by numbers, which are not applied.
-
-    Literature: ITU-T H.273, "Coding-independent code points for video signal type identification", 2021.
-    """
-    if image.format == "PNG" and (place := data.find(b"cICP", 0, max(0, data.find(b"IDAT")))) >= 0:
-        primaries, transfer = data[place + 4 : place + 6]
-    elif (
-        image.format in ("AVIF", "HEIF")
-        and not image.info.get("icc_profile")
-        and (place := data.find(b"colrnclx", 0, 65_536)) >= 0
-    ):
-        primaries, transfer = struct.unpack_from(">2H", data, place + 8)
-    else:
-        return None
-    if primaries in _SRGB_PRIMARIES and transfer in _SRGB_TRANSFERS:
-        return None
-    return f"its colours (CICP primaries {primaries}, transfer {transfer}) are not converted; they are taken as sRGB"
 
 
 def opacity_of(image: Image.Image) -> NDArray[np.uint8] | None:

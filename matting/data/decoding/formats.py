@@ -101,7 +101,7 @@ def _plugin_of_boxes(data: bytes) -> type[ImageFile]:
         from pillow_heif import HeifImageFile  # an extra
     except ImportError as error:
         raise BadImage(
-            f'a HEIC photo ({name}), which needs pillow-heif: pip install "matting[heif]" on every node, or convert it '
+            f'a HEIC photo ({name}), which needs pillow-heif: pip install "matting[heif]" on every node, or '
             "convert it to JPEG"
         ) from error
     heif: type[ImageFile] = HeifImageFile

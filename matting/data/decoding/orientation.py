@@ -3,19 +3,16 @@
     EXIF data of any container, ImageMagick's "Raw profile type" texts in PNG, tags of a TIFF -> orientation, 1 to 8
     where none of these says anything: XMP                                                     -> orientation, 1 to 8
 
-Pillow's own reader reports damage by warnings, which cannot be silenced safely while other threads decode, and it
-parses every tag, which takes a tenth of the time that a small photo takes.
-
 Literature: Exchangeable image file format (Exif) 3.0, CIPA 2023, 4.6.4; XMP Specification Part 2, Adobe 2016, 3.2.
 """
 
 import re
-import struct
 from typing import Any
 
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from matting.data.decoding.exif import read_tag
 from matting.data.decoding.tiff import Tiff
 
 _TO_UPRIGHT = {  # orientation -> transposition that undoes it
@@ -29,15 +26,14 @@ _TO_UPRIGHT = {  # orientation -> transposition that undoes it
 }
 _RAW_PROFILE = "Raw profile type "  # name of ImageMagick's texts, before the name of what they hold
 _SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", *(f"{_RAW_PROFILE}{name}" for name in ("exif", "APP1", "xmp")))
-_EXIF_START = re.compile(rb"(?:Exif\0\0){1,2}")  # some software writes it twice, some leaves it out
-_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF's types of whole numbers; it should be 3
 _XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*["'<]""")
 
 
 def orientation_of(image: Image.Image) -> int:
     """Return the orientation of an image as it is stored, 1 to 8; 1 (upright) where it is missing or damaged."""
     for exif in _exif_blocks(image):
-        if (value := _from_exif(exif)) is not None:
+        value = exif if isinstance(exif, int) else read_tag(exif, ExifTags.Base.Orientation)
+        if isinstance(value, int):
             return value if value in _TO_UPRIGHT else 1
     for xmp in _xmp_blocks(image):
         if match := _XMP.search(xmp):
@@ -94,22 +90,3 @@ def _raw_profile(image: Image.Image, name: str) -> bytes | None:
         return bytes.fromhex("".join(text.split()[2:]))
     except ValueError:
         return None
-
-
-def _from_exif(exif: bytes | int) -> int | None:
-    """Return the value of the orientation tag in EXIF data; None where there is none, or it is no number."""
-    if isinstance(exif, int):
-        return exif
-    exif = _EXIF_START.sub(b"", exif, count=1) if exif.startswith(b"Exif") else exif
-    try:
-        order = {b"II": "<", b"MM": ">"}[exif[:2]]
-        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
-            if tag == ExifTags.Base.Orientation:
-                (value,) = struct.unpack_from(f"{order}{_FORMATS[kind]}", exif, entry + 8)
-                return int(value)
-    except (KeyError, struct.error):
-        pass  # damaged EXIF data says nothing about the pixels
-    return None

@@ -136,21 +136,6 @@ def test_incomplete_profile_is_flagged_and_ignored() -> None:
     assert photo.warning == "its colour profile cannot be used; its colours are taken as sRGB"
 
 
-def test_colors_named_by_numbers_are_flagged() -> None:
-    row = b"\0\1\2\3"
-    for primaries, transfer, is_flagged in ((1, 13, False), (12, 13, True), (9, 16, True)):
-        data = png(1, 1, 8, 2, row, extra=b"cICP" + bytes([primaries, transfer, 0, 1]))
-        reason = (
-            f"its colours (CICP primaries {primaries}, transfer {transfer}) are not converted; they are taken as sRGB"
-        )
-        assert images.decode_photo(data).warning == (reason if is_flagged else None)
-    avif = encoded(BLOCKS_HWC, "AVIF")
-    place = avif.index(b"colrnclx") + 8
-    assert images.decode_photo(avif).warning is None
-    wide = avif[:place] + b"\0\x0c" + avif[place + 2 :]
-    assert "CICP primaries 12, transfer 13" in str(images.decode_photo(wide).warning)
-
-
 def test_profile_of_a_matte_is_not_applied() -> None:
     data = encoded(Image.fromarray(GREY_HW), "PNG", icc_profile=grey_profile(1.0))
     np.testing.assert_array_equal(images.decode_alpha(data), GREY_HW)
