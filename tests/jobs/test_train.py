@@ -248,6 +248,12 @@ def test_an_error_that_repeats_ends_the_run_the_third_time(tmp_path: Path, capsy
     again = "a worker failed; all begin again from the last checkpoint: broken at step 0"
     assert capsys.readouterr().out.count(again) == 2
 
+    counter.write_text("")
+    train.main(command, failing(counter))
+    assert counter.read_text() == "xxx"
+    assert [row["epoch"] for row in epochs(tmp_path / "run")] == [1]
+    assert capsys.readouterr().out.count(again) == 2
+
 
 @slow
 @pytest.mark.usefixtures("ray_cluster")
