@@ -49,7 +49,8 @@ def installed(wheel: Path, tmp_path: Path) -> Path:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = str(environment / "bin/python")
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", str(wheel)], check=True, capture_output=True)
+    install = [python, "-I", "-m", "pip", "install", "--no-deps", str(wheel)]  # it must not see the checkout's metadata
+    subprocess.run(install, check=True, capture_output=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     # Without the .pth files of this environment, one of which leads to the checkout.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
