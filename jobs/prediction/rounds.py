@@ -37,7 +37,7 @@ def tasks_at_a_time(found: Resources, workers: int | None) -> int:
 def cpus_of_a_task(found: Resources, workers: int | None, blocks: int) -> float:
     """Return the number of CPUs that Ray reserves for a task.
 
-    In a long run on CPUs it is less than one, so that each node has some tasks that wait for a turn on its cores.
+    In a long run on CPUs it is less than one, so that nodes have some tasks that wait for a turn on their cores.
 
     Args:
         found: The cluster.
@@ -48,7 +48,8 @@ def cpus_of_a_task(found: Resources, workers: int | None, blocks: int) -> float:
         return CPUS_BESIDE_GPU
     if workers or blocks < LONG_RUN_BLOCKS * found.cores:
         return 1
-    cores = min(int(cpus) for node in cluster.alive_nodes() if (cpus := node["Resources"].get("CPU", 0)) >= 1)
+    # The largest node decides, else a small one would give large ones too many waiting tasks.
+    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in cluster.alive_nodes()))
     waiting = math.ceil(cores * WAITING_TASKS)
     return math.floor(10_000 * cores / (cores + waiting)) / 10_000  # Ray counts CPUs in parts of 10,000
 

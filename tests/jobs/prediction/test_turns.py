@@ -1,6 +1,8 @@
 """Turns on cores: as many tasks compute as there are cores, and the core of a killed one is free."""
 
 import multiprocessing
+import os
+import tempfile
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -46,12 +48,26 @@ def test_as_many_tasks_compute_as_there_are_cores(tmp_path: Path, monkeypatch: p
         assert first[1].recv() == "computes"
 
 
+def test_tasks_compute_without_turns_where_no_file_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"matting-{os.getuid()}.turns").mkdir()
+    with turn_on_a_core("run", 1), turn_on_a_core("run", 1):
+        pass
+
+
 def test_long_runs_have_a_task_that_waits_on_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"Resources": {"CPU": 16.0}}, {"Resources": {"CPU": 32.0}}, {"Resources": {"GPU": 1.0}}]
+    nodes = [
+        {"Resources": {"CPU": 16.0}},
+        {"Resources": {"CPU": 1.0}},
+        {"Resources": {"CPU": 32.0}},
+        {"Resources": {"GPU": 1.0}},
+    ]
     monkeypatch.setattr(rounds.cluster, "alive_nodes", lambda: nodes)
     found = Resources(False, 48, 0, 1.0)
     cpus = rounds.cpus_of_a_task(found, None, 10_000)
-    assert [cores // cpus for cores in (16, 32)] == [18, 36]
+    assert [cores // cpus for cores in (1, 16, 32)] == [1, 18, 36]
     assert rounds.cpus_of_a_task(found, None, 100) == 1  # a short run
     assert rounds.cpus_of_a_task(found, 4, 10_000) == 1  # as many tasks as the user says
     assert rounds.cpus_of_a_task(Resources(False, 48, 2, 1.0), None, 10_000) == 0.5
