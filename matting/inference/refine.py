@@ -23,20 +23,20 @@ Floats = NDArray[np.float32]
 
 # Fraction of each neighbour in a reduced pixel, as far as sharpening undoes it. The second moment of a triangle filter
 # gives 1/12. Three times as much comes closest to true mattes: alpha is nearly binary, and is clipped afterwards.
-_SHARPENING = 0.25
+SHARPENING = 0.25
 
 # `guided` uses the photo at no more than this multiple of the small alpha's size: finer detail is more often noise than
 # an edge.
 DETAIL = 1.6
-# The variance of a layer's colour is the measured one times _SPREAD, plus _NOISE, in units of alpha (1 - alpha), the
+# The variance of a layer's colour is the measured one times SPREAD, plus NOISE, in units of alpha (1 - alpha), the
 # variance of the interpolated alpha.
-_SPREAD = 0.5
-_NOISE = 0.03
+SPREAD = 0.5
+NOISE = 0.03
 
 # Radius of the resampling filters, in pixels of the coarser grid: Keys' cubic with a = -0.5, which is Pillow's, and the
 # triangle of bilinear interpolation.
-_CUBIC = 2
-_LINEAR = 1
+CUBIC = 2
+LINEAR = 1
 
 # `cutout`: shorter side of the pyramid's finest level and longest side of its coarsest one, in pixels, and the weight
 # that ties a pixel's layers to those around it.
@@ -45,7 +45,7 @@ _COARSEST = 8
 _TIE = 0.05
 
 # Pixels whose alpha is nearer to 0 or 1 than this are clear or solid: their alpha and colour are not estimated.
-_SOLID = 0.02
+SOLID = 0.02
 
 
 def squash(image_HWC: Pixels, width: int, height: int) -> Pixels:
@@ -102,7 +102,7 @@ def guided(small_alpha_HW: Pixels, image_HWC: Pixels, width: int, height: int) -
     shift_HW = _alpha_shift(alpha_HW, squash(image_HWC, at_width, at_height), small_alpha_HW)
     if (at_width, at_height) != (width, height):
         alpha_HW = _interpolate(_to_floats(small_alpha_HW), width, height)
-        shift_HW = _resample(shift_HW, width, height, _LINEAR)
+        shift_HW = _resample(shift_HW, width, height, LINEAR)
     return _to_pixels(shift_HW.add_(torch.from_numpy(alpha_HW)).clamp_(0, 1).numpy())
 
 
@@ -112,7 +112,7 @@ def _alpha_shift(alpha_HW: Floats, photo_HWC: Pixels, small_alpha_HW: Pixels) ->
     soft = _soft_pixels(alpha_HW)
     small = _to_planes(squash(photo_HWC, small_alpha_HW.shape[1], small_alpha_HW.shape[0]))
     moments = torch.cat([small, small.square().sum(1, keepdim=True)], 1)
-    moments = _local_mean(moments, _layer_weights(_to_planes(small_alpha_HW)))
+    moments = local_mean(moments, _layer_weights(_to_planes(small_alpha_HW)))
 
     front, back = _sample(moments, _grid(soft, width, height))[:, :, 0]
     variance = front[3] + back[3] - (front[:3].square() + back[:3].square()).sum(0)
@@ -124,7 +124,7 @@ def _alpha_shift(alpha_HW: Floats, photo_HWC: Pixels, small_alpha_HW: Pixels) ->
     shift_HW.view(-1)[soft] = (
         alpha_variance
         * (across * residual).sum(0)
-        / (alpha_variance * across.square().sum(0) + _SPREAD * variance + _NOISE)
+        / (alpha_variance * across.square().sum(0) + SPREAD * variance + NOISE)
     )
     return shift_HW
 
@@ -187,19 +187,19 @@ def _smooth_layers(image_HWC: Pixels, alpha_HW: Pixels) -> Tensor:
     for level, (image, alpha) in enumerate(reversed(levels)):
         layers, weights = F.interpolate(layers, image.shape[2:]), _layer_weights(alpha)
         for _ in range(2 if level else 8):  # more steps at the coarsest level, where both layers start equal
-            layers = _fit_layers(image, weights, _local_mean(layers, weights))
+            layers = _fit_layers(image, weights, local_mean(layers, weights))
     return layers
 
 
 def _interpolate(small_alpha_HW: Floats, width: int, height: int) -> Floats:
     sharp_HW = _sharpen(_sharpen(small_alpha_HW, height).T, width).T
-    alpha: Floats = _resample(torch.from_numpy(sharp_HW), width, height, _CUBIC).clamp_(0, 1).numpy()
+    alpha: Floats = _resample(torch.from_numpy(sharp_HW), width, height, CUBIC).clamp_(0, 1).numpy()
     return alpha
 
 
 def _sharpen(values: Floats, target: int) -> Floats:
     """Undo, along the first axis, the averaging of `target` pixels into the pixels that are there."""
-    share = _SHARPENING * (1 - min(1.0, len(values) / target) ** 2)
+    share = SHARPENING * (1 - min(1.0, len(values) / target) ** 2)
     before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
     sharp: Floats = (1 + 2 * share) * values - share * (before + after)
     return sharp
@@ -230,7 +230,7 @@ def _filter_taps(source: int, target: int, radius: int) -> tuple[Tensor, Tensor]
     centres = (np.arange(target)[:, None] + 0.5) * scale
     taps = np.floor(centres - radius * stretch + 0.5).astype(np.int64) + np.arange(int(2 * radius * stretch) + 1)
     distances = np.abs(taps + 0.5 - centres) / stretch
-    if radius == _CUBIC:
+    if radius == CUBIC:
         near = (1.5 * distances - 2.5) * distances**2 + 1
         far = ((2.5 - 0.5 * distances) * distances - 4) * distances + 2
         weights = np.where(distances < 1, near, far)
@@ -252,19 +252,25 @@ def _fit_layers(image: Tensor, weights: Tensor, layers: Tensor) -> Tensor:
     return (layers + weights * residual / (weights.square().sum(0) + _TIE * weights[1])).clamp(0, 1)
 
 
-def _local_mean(planes: Tensor, weights: Tensor) -> Tensor:
-    """Average `planes` over each pixel's 3 × 3, weighted; evenly where all nine weights are 0."""
+def local_mean(planes: Tensor, weights: Tensor) -> Tensor:
+    """Average `planes` over each pixel's 3 × 3, weighted; evenly where all nine weights are 0.
+
+    Args:
+        planes: Planes (…, C, H, W).
+        weights: Weights (…, 1, H, W); the leading axes broadcast.
+    """
     weights = weights + 1e-3
-    sums = F.pad(torch.cat([planes * weights, weights], 1), (1, 1, 1, 1))
+    planes = planes * weights
+    sums = F.pad(torch.cat([planes, weights.expand(*planes.shape[:-3], *weights.shape[-3:])], -3), (1, 1, 1, 1))
     for _ in range(2):  # twice [1, 1] is [1, 2, 1]
         sums = sums[..., :-1] + sums[..., 1:]
         sums = sums[..., :-1, :] + sums[..., 1:, :]
-    return sums[:, :-1] / sums[:, -1:]
+    return sums[..., :-1, :, :] / sums[..., -1:, :, :]
 
 
 def _soft_pixels(alpha_HW: Floats) -> NDArray[np.intp]:
     """Return flat indices of the pixels that are neither clear nor solid."""
-    return np.flatnonzero((alpha_HW > _SOLID) & (alpha_HW < 1 - _SOLID))
+    return np.flatnonzero((alpha_HW > SOLID) & (alpha_HW < 1 - SOLID))
 
 
 def _grid(indices: NDArray[np.intp], width: int, height: int) -> Tensor:

@@ -59,7 +59,7 @@ def test_alpha_at_full_size_is_unchanged():
 @pytest.mark.parametrize(("width", "height"), [(64, 50), (41, 23), (16, 16), (7, 90), (1, 1)])
 def test_upsample_matches_reference(width, height):
     small_alpha = np.random.default_rng(1).integers(0, 256, (16, 16), np.uint8)
-    expected = reference.upsample(small_alpha / 255, width, height, refine._SHARPENING)
+    expected = reference.upsample(small_alpha / 255, width, height, refine.SHARPENING)
     assert np.abs(refine.upsample(small_alpha, width, height) - 255 * expected).max() < 0.51
 
 
@@ -71,11 +71,11 @@ def test_guided_matches_reference(width, height):
     expected = reference.guided(
         small_alpha / 255,
         image / 255,
-        refine._SHARPENING,
+        refine.SHARPENING,
         refine.DETAIL,
-        refine._SPREAD,
-        refine._NOISE,
-        refine._SOLID,
+        refine.SPREAD,
+        refine.NOISE,
+        refine.SOLID,
     )
     # The reference does not round the reduced photo to 8 bits.
     assert np.abs(refine.guided(small_alpha, image, width, height) - 255 * expected).max() < 2
