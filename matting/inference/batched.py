@@ -9,6 +9,7 @@ Photos of several sizes share a batch: each is padded at its ends, and its own s
 matrices. Nothing here reads a value of the device, so that the host never waits for it. All arithmetic is in float32.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,11 +38,9 @@ class Area(NamedTuple):
     columns: Spans
 
 
-def whole_area(height: int, width: int, like_B: Tensor) -> Area:
+def whole_area(shape: Sequence[int], like_B: Tensor) -> Area:
     """Return the area of photos that all cover height × width pixels, as many as `like_B` has elements."""
-    rows, columns = (
-        Spans(torch.zeros_like(like_B), torch.full_like(like_B, length), length) for length in (height, width)
-    )
+    rows, columns = (Spans(torch.zeros_like(like_B), torch.full_like(like_B, length), length) for length in shape[:2])
     return Area(rows, columns)
 
 
@@ -51,8 +50,8 @@ def squash_batch(pixels_BHWC: Tensor, source: Area, width: int, height: int) -> 
 
     Equal to :func:`~matting.inference.refine.squash` up to rounding.
     """
-    target = whole_area(height, width, source.rows.start_B)
-    return _to_bytes(_resample(_to_planes(pixels_BHWC), source, target, LINEAR)).permute(0, 1, 3, 2)
+    target = whole_area((height, width), source.rows.start_B)
+    return _to_bytes(_resample(_to_planes(pixels_BHWC), source, target, LINEAR)).permute(0, 1, 3, 2).contiguous()
 
 
 @torch.inference_mode()
@@ -94,7 +93,7 @@ def _at_most(target: Spans, small: int) -> Spans:
 
 def _alpha_shift(small_alpha_BHW: Tensor, image_BHCW: Tensor, source: Area, detail: Area) -> Tensor:
     """Return the shifts of alpha (B, H, 1, W) that explain the photos' colours best; 0 outside of soft pixels."""
-    whole = whole_area(*small_alpha_BHW.shape[1:], source.rows.start_B)
+    whole = whole_area(small_alpha_BHW.shape[1:], source.rows.start_B)
     photo = _to_bytes(_resample(image_BHCW, source, detail, LINEAR)).float() / 255
     small = (_to_bytes(_resample(photo, detail, whole, LINEAR)).float() / 255).permute(0, 2, 1, 3)
     moments = torch.cat([small, small.square().sum(1, keepdim=True)], 1)
@@ -102,7 +101,7 @@ def _alpha_shift(small_alpha_BHW: Tensor, image_BHCW: Tensor, source: Area, deta
     weights = torch.stack([small_alpha, 1 - small_alpha], 1)[:, :, None]
     moments = local_mean(moments[:, None], weights)
     sampled = _resample(moments.flatten(1, 2).permute(0, 2, 1, 3), whole, detail, LINEAR, averages=False)
-    front, back = sampled.split(4, 2)
+    front, back = torch.split(sampled, 4, 2)
 
     alpha = _interpolate(small_alpha_BHW, detail)
     front_color, back_color = front[:, :, :3], back[:, :, :3]
@@ -119,7 +118,7 @@ def _interpolate(small_alpha_BHW: Tensor, target: Area) -> Tensor:
     """Sharpen and interpolate uint8 (B, h, w) -> (B, H, 1, W) in [0, 1]."""
     sharp = _sharpen(small_alpha_BHW.float() / 255, target.rows, 1)
     sharp = _sharpen(sharp, target.columns, 2)
-    source = whole_area(*small_alpha_BHW.shape[1:], target.rows.start_B)
+    source = whole_area(small_alpha_BHW.shape[1:], target.rows.start_B)
     return _resample(sharp[:, :, None], source, target, CUBIC).clamp_(0, 1)
 
 

@@ -6,7 +6,6 @@ squashed_BHWC (uint8) -> micro-batches -> network on the device -> small_alpha_B
 import copy
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -85,16 +84,27 @@ class Network:
         return self._small_alphas(squashed_BHWC, self._micro_batch // 2)
 
     def _small_alphas(self, squashed_BHWC: Pixels, micro_batch: int) -> Pixels:
+        found: Pixels = self._predict(to_device(squashed_BHWC, self._device), micro_batch).cpu().numpy()
+        return found
+
+    def alphas_on_device(self, squashed_BHWC: Tensor, parts: int) -> Tensor:
+        """Predict alphas on the device: uint8 (B, H, W, 3) -> uint8 (B, H, W), without waiting for it.
+
+        Args:
+            squashed_BHWC: Images on the network's device.
+            parts: Number by which the micro-batch is divided, for a device whose memory does not suffice.
+        """
+        return self._predict(squashed_BHWC, max(1, self._micro_batch // parts))
+
+    def _predict(self, squashed_BHWC: Tensor, micro_batch: int) -> Tensor:
         count = len(squashed_BHWC)
-        padding = -count % micro_batch
-        padded = np.concatenate([squashed_BHWC, np.zeros((padding, *squashed_BHWC.shape[1:]), np.uint8)])
-        alphas = []
+        padding = squashed_BHWC.new_zeros(-count % micro_batch, *squashed_BHWC.shape[1:])
         with torch.inference_mode():
-            for chunk in torch.split(to_device(padded, self._device), micro_batch):
-                alpha_BHW = self._forward(chunk.permute(0, 3, 1, 2))
-                alphas.append((alpha_BHW * 255).round().to(torch.uint8).cpu())
-        result: Pixels = torch.cat(alphas).numpy()[:count]
-        return result
+            alphas = [
+                (self._forward(chunk.permute(0, 3, 1, 2)) * 255).round().to(torch.uint8)
+                for chunk in torch.split(torch.cat([squashed_BHWC, padding]), micro_batch)
+            ]
+            return torch.cat(alphas)[:count]
 
     def _forward(self, image_BCHW: Tensor) -> Tensor:
         """Compute alphas of a micro-batch: uint8 (B, 3, H, W) -> float (B, H, W) in [0, 1]."""

@@ -8,8 +8,9 @@ The predictor reads no photo files; the only URI that it takes is the one of its
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,8 @@ from matting.nn import checkpoint
 
 Refine = Literal["none", "guided", "mirrored"]
 Box = tuple[slice, slice]  # rows and columns of a photo
+PredictorStage = Literal["network", "refine"]
+During = Callable[[PredictorStage], AbstractContextManager[None]]  # counts the time of a ``with`` block
 
 # The second pass is for photos whose people all lie in a box smaller than this fraction of the photo.
 SECOND_PASS_MAX_FRACTION = 0.5
@@ -41,6 +44,20 @@ class SmallPrediction(NamedTuple):
 
     small_alpha_HW: Pixels
     box: Box
+
+
+class PhotoPredictor(Protocol):
+    """Interface of what predicts alphas: a :class:`Predictor`, or one in another process."""
+
+    @property
+    def min_side(self) -> int:
+        """Shorter side, in pixels, below which a reduced photo would change its alpha noticeably."""
+
+    def batch_key(self, width: int, height: int) -> Shape | None:
+        """Return what photos must have in common to share a batch, for a photo's size."""
+
+    def timed_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape], during: During) -> list[Pixels]:
+        """Predict alphas at the photos' own sizes."""
 
 
 class Predictor:
@@ -82,7 +99,23 @@ class Predictor:
     def alphas(self, images_HWC: Sequence[Pixels]) -> list[Pixels]:
         """Predict alphas at each photo's own size: uint8 (H, W, 3) each -> uint8 (H, W) each."""
         sizes = [(image.shape[1], image.shape[0]) for image in images_HWC]
-        return self.enlarge(self.predict_small(images_HWC, sizes), images_HWC, sizes)
+        return self.timed_alphas(images_HWC, sizes, lambda _: nullcontext())
+
+    def timed_alphas(self, images_HWC: Sequence[Pixels], sizes: Sequence[Shape], during: During) -> list[Pixels]:
+        """Predict alphas of photos that may be reduced, and count the time of both halves.
+
+        Args:
+            images_HWC, sizes: As in :meth:`predict_small`.
+            during: Function that counts the time of a ``with`` block for a stage.
+        """
+        with during("network"):
+            small = self.predict_small(images_HWC, sizes)
+        with during("refine"):
+            return self.enlarge(small, images_HWC, sizes)
+
+    def batch_key(self, width: int, height: int) -> Shape | None:
+        """Return what photos must have in common to share a batch: their input shape."""
+        return self.input_shape(width, height)
 
     def input_shape(self, width: int, height: int) -> Shape:
         """Return the input shape that a photo of this size is squashed to."""
@@ -164,23 +197,38 @@ def second_pass_box(small: SmallPrediction) -> Box | None:
     rows, columns = (np.flatnonzero(inside_HW.mean(axis) > SECOND_PASS_MIN_PERSON) for axis in (1, 0))
     if not len(rows) or not len(columns):
         return None
-    if (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0]) >= SECOND_PASS_MAX_FRACTION * inside_HW.size:
+    spans = [(indices[0].item(), indices[-1].item() + 1) for indices in (rows, columns)]
+    return box_of_people(spans[0], spans[1], inside_HW.shape, (small.box[0].stop, small.box[1].stop))
+
+
+def box_of_people(
+    rows: Sequence[int], columns: Sequence[int], small_shape: Sequence[int], shape: Sequence[int]
+) -> Box | None:
+    """Return the box for the second pass, as :func:`second_pass_box` does.
+
+    Args:
+        rows, columns: First index of people in a small alpha, and the one behind the last; in the wrong order if there
+            is nobody.
+        small_shape: Height and width of the small alpha.
+        shape: Height and width of the photo.
+    """
+    area = max(0, rows[1] - rows[0]) * max(0, columns[1] - columns[0])
+    if not 0 < area < SECOND_PASS_MAX_FRACTION * small_shape[0] * small_shape[1]:
         return None
     return (
-        _span_with_margin(rows, small.box[0].stop / inside_HW.shape[0], small.box[0].stop),
-        _span_with_margin(columns, small.box[1].stop / inside_HW.shape[1], small.box[1].stop),
+        _span_with_margin(rows[0], rows[1], shape[0] / small_shape[0], shape[0]),
+        _span_with_margin(columns[0], columns[1], shape[1] / small_shape[1], shape[1]),
     )
 
 
-def _span_with_margin(indices: np.ndarray, scale: float, length: int) -> slice:
-    """Return the span from the first to the last row (or column) and a margin on both sides, in pixels of the photo.
+def _span_with_margin(start: int, stop: int, scale: float, length: int) -> slice:
+    """Return a span of rows (or columns) and a margin on both sides, in pixels of the photo.
 
     Args:
-        indices: Rows or columns of the small alpha, ascending.
+        start, stop: First row or column of the small alpha, and the one behind the last.
         scale: Number of the photo's rows or columns for each of the small alpha.
         length: Number of the photo's rows or columns, which bounds the span.
     """
-    start, stop = indices[0], indices[-1] + 1
     margin = SECOND_PASS_MARGIN * (stop - start)
     return slice(max(0, math.floor((start - margin) * scale)), min(length, math.ceil((stop + margin) * scale)))
 

@@ -10,12 +10,13 @@ runs in the process that calls it and knows no cluster.
 """
 
 import json
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, get_args
@@ -29,7 +30,7 @@ from matting.data.photos import read_photos
 from matting.inference.compose import PersonBox, person_box
 from matting.inference.device_errors import DeviceError, is_device_error
 from matting.inference.input_shapes import Shape
-from matting.inference.predictor import Predictor, Refine
+from matting.inference.predictor import PhotoPredictor, Refine
 from matting.nn.metrics import confidence, coverage
 from matting.nn.precision import NumberFormat
 from matting.results.cutouts import Background, CutoutEncoder, CutoutFormat
@@ -123,6 +124,18 @@ class _ReadPhoto:
     decoded: DecodedPhoto
 
 
+@dataclass
+class _MicroBatch:
+    """Photos that the predictor receives at once, and the bytes of their pixels and alphas."""
+
+    photos: list[_ReadPhoto] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(self, photo: _ReadPhoto) -> None:
+        self.photos.append(photo)
+        self.bytes += photo.decoded.image_HWC.nbytes + photo.decoded.width * photo.decoded.height
+
+
 @dataclass(frozen=True)
 class _EncodedPhoto:
     """A photo's ledger row, and the contents of its outputs by kind; none if it failed."""
@@ -142,6 +155,8 @@ class PhotoPipeline:
         predictor: Predictor of that checkpoint.
         micro_batch: Number of photos that the predictor receives at once.
         max_pixels: Number of pixels above which a photo is refused, unread.
+        max_bytes: Number of bytes, of decoded photos and their alphas, after which the predictor receives them even if
+            they are fewer.
 
     Raises:
         BadBackground, StorageError: The background of cutouts was replaced, or cannot be read.
@@ -153,12 +168,14 @@ class PhotoPipeline:
         settings: PredictionSettings,
         run: str,
         model: str,
-        predictor: Predictor,
+        predictor: PhotoPredictor,
         micro_batch: int,
         max_pixels: int = images.MAX_PIXELS,
+        max_bytes: float = math.inf,
     ) -> None:
         self._output, self._settings, self._run, self._model = output, settings, run, model
         self._predictor, self._micro_batch, self._max_pixels = predictor, micro_batch, max_pixels
+        self._max_bytes = max_bytes
         self._cutouts = CutoutEncoder(settings.format, settings.background, settings.crop)
 
     def handle(
@@ -257,10 +274,10 @@ class PhotoPipeline:
         """Yield every photo of the block with its encoded outputs, or with the reason why it has none."""
         inputs = photos.select(["key", "etag", "size"]).to_pylist()
         arriving = read_photos(photos, REQUESTS_IN_FLIGHT)
-        waiting = defaultdict[Shape, list[_ReadPhoto]](list)  # photos of one input shape form a micro-batch
+        waiting = defaultdict[Shape | None, _MicroBatch](_MicroBatch)
         while True:
             with watch.during("fetch"):
-                arrived = list(islice(arriving, self._micro_batch))
+                arrived = list(islice(arriving, min(self._micro_batch, REQUESTS_IN_FLIGHT)))
             if not arrived:
                 break
             for index, data in arrived:
@@ -278,13 +295,13 @@ class PhotoPipeline:
                     yield _EncodedPhoto(without_outputs(row, "failed", str(error)), {})
                     continue
                 row["warning"] = decoded.warning
-                shape = self._predictor.input_shape(decoded.width, decoded.height)
-                waiting[shape].append(_ReadPhoto(row, data, decoded))
-                if len(waiting[shape]) == self._micro_batch:
-                    yield from self._predict_decoded(waiting.pop(shape), watch)
+                key = self._predictor.batch_key(decoded.width, decoded.height)
+                waiting[key].add(_ReadPhoto(row, data, decoded))
+                if len(waiting[key].photos) == self._micro_batch or waiting[key].bytes >= self._max_bytes:
+                    yield from self._predict_decoded(waiting.pop(key).photos, watch)
         for micro_batch in waiting.values():
             on_progress()
-            yield from self._predict_decoded(micro_batch, watch)
+            yield from self._predict_decoded(micro_batch.photos, watch)
 
     def _predict_decoded(self, photos: list[_ReadPhoto], watch: Stopwatch) -> list[_EncodedPhoto]:
         """Predict and encode photos of one input shape; if that fails, each on its own to find the culprit.
@@ -295,10 +312,7 @@ class PhotoPipeline:
         images_HWC = [photo.decoded.image_HWC for photo in photos]
         sizes = [(photo.decoded.width, photo.decoded.height) for photo in photos]
         try:
-            with watch.during("network"):
-                small = self._predictor.predict_small(images_HWC, sizes)
-            with watch.during("refine"):
-                alphas = self._predictor.enlarge(small, images_HWC, sizes)
+            alphas = self._predictor.timed_alphas(images_HWC, sizes, watch.during)
             with watch.during("encode"):
                 return [self._encode(photo, alpha) for photo, alpha in zip(photos, alphas, strict=True)]
         except Exception as error:  # any type: among 10**8 photos, one will fail in a way that nobody foresaw
