@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray._private import services
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -263,6 +264,12 @@ def free_resources() -> dict[str, float]:
     """Return the resources of the cluster that no task and no actor holds, such as {"CPU": 2.0, "GPU": 1.0}."""
     found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray does not annotate it
     return found
+
+
+def free_gpus() -> dict[str, int]:
+    """Return the number of GPUs that no task and no actor holds, by Ray's identity of the node."""
+    free = available_resources_per_node()
+    return {node: int(found.get("GPU", 0)) for node, found in free.items()}
 
 
 def resources() -> dict[str, float]:

@@ -3,12 +3,12 @@
     due photos: columns of `photos.SCHEMA`, outputs -> blocks: the same columns and `block`, each block's number
     block -> fetch, decode, network, encode, put, ledger part -> `RESULT_SCHEMA`
 
-Without GPUs, a task does all of this on one core, and only keys and numbers pass between processes. With GPUs, the
-network is an actor on each GPU, to which tasks send squashed photos, so that decoding and encoding scale separately.
+Without GPUs, a task does all of this on one core, and only keys and numbers pass between processes. With GPUs, an actor
+on each GPU squashes, predicts and refines whole blocks of decoded photos, which tasks send to it.
 See jobs/prediction/handler.py for the tasks and jobs/prediction/networks.py for the actors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,7 +19,8 @@ import torch
 from jobs.common.devices import promised_gpu
 from jobs.common.visibility import Token
 from jobs.prediction.precision import require_format
-from matting.data.images import MAX_PIXELS
+from matting.data.images import MAX_PIXELS, Pixels
+from matting.inference.device_predictor import DevicePredictor, PackingPredictor, PhotoBatch
 from matting.inference.network import Network, SmallAlphas
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
@@ -32,6 +33,8 @@ BLOCK_PHOTOS = 256  # some seconds of a core's time, which a crash costs, and af
 BLOCK_BYTES = (
     64_000_000  # limit for a block's input files: large photos make smaller blocks, whose outputs fit into memory
 )
+BATCH_BYTES = 128_000_000  # of decoded photos and their alphas, after which a task sends them to a GPU
+GPU_MICRO_BATCH = 64  # images in a forward pass on a GPU; the last one of a block is padded
 LEAST_PHOTOS = 16  # in the last blocks: each costs a task and a ledger part
 
 RETURNED = "returned"  # status of the single row of a block that a task gives back, since its node is sick
@@ -114,11 +117,33 @@ class PredictionWork:
         require_format(self.settings.precision, device)
         return Network(self.load(), device, self.settings.precision)
 
-    def pipeline(self, network: SmallAlphas, device: torch.device) -> PhotoPipeline:
-        """Return the pipeline of the run, for a network on a device."""
-        predictor = Predictor(network, self.settings.refine)
-        together = micro_batch_size(device, self.settings.precision)
-        return PhotoPipeline(self.output, self.settings, self.run, self.model, predictor, together, self.max_pixels)
+    def device_predictor(self, device: torch.device) -> DevicePredictor:
+        """Return the predictor of whole batches on a GPU.
+
+        Raises:
+            CheckpointError, UnsupportedFormatError: As for :meth:`network`.
+        """
+        require_format(self.settings.precision, device)
+        network = Network(self.load(), device, self.settings.precision, GPU_MICRO_BATCH)
+        return DevicePredictor(network, self.settings.refine, device)
+
+    def pipeline(self, compute: Callable[[PhotoBatch], Pixels] | None = None) -> PhotoPipeline:
+        """Return the pipeline of the run.
+
+        Args:
+            compute: Function that computes alphas of a batch on a GPU; None to predict in this process, on the CPU.
+
+        Raises:
+            CheckpointError, UnsupportedFormatError: As for :meth:`network`.
+        """
+        common = (self.output, self.settings, self.run, self.model)
+        if compute:
+            remote = PackingPredictor(self.load().size, compute)
+            return PhotoPipeline(*common, remote, BLOCK_PHOTOS, self.max_pixels, BATCH_BYTES)
+        cpu = torch.device("cpu")
+        together = micro_batch_size(cpu, self.settings.precision)
+        predictor = Predictor(self.network(cpu), self.settings.refine)
+        return PhotoPipeline(*common, predictor, together, self.max_pixels)
 
 
 def cut_into_blocks(due: pa.Table, tasks: int) -> Iterator[pa.Table]:

@@ -2,8 +2,9 @@
 
 first try          in this process; a watchdog ends it if no photo comes further for --photo-timeout seconds
 later tries        an earlier process died: jobs/prediction/isolation.py finds the photo that killed it
-broken device      the block is given back, and the process ends before its next block
+broken device      the block is given back; if the device is this process's, it ends before its next block
 excluded node      the block is given back
+ended round        the block is given back, for a round on more nodes
 """
 
 import faulthandler
@@ -13,21 +14,19 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from jobs.common.machine import usable_cores
 from jobs.common.visibility import require_visible
 from jobs.prediction import isolation
 from jobs.prediction.blocks import RESULT_SCHEMA, RETURNED, PredictionWork, block_number
 from jobs.prediction.coordinator import BrokenDevice
-from jobs.prediction.networks import RemoteNetwork
+from jobs.prediction.networks import RemoteNetworks
 from jobs.prediction.turns import turn_on_a_core
 from matting.inference.device_errors import DeviceError
-from matting.inference.network import SmallAlphas
 from matting.results.outcomes import Row, record
 from matting.results.pipeline import OnProgress, PhotoPipeline
 from matting.storage.errors import TransientStorageError
@@ -35,34 +34,28 @@ from matting.storage.errors import TransientStorageError
 MAX_TRIES = 10  # of a block; then its photos are booked as transient
 
 
-class RunActors(NamedTuple):
-    """Handles of the actors that tasks call: the coordinator, and networks on GPUs, if there are any."""
-
-    coordinator: Any
-    networks: tuple[Any, ...]
-
-
-def handle_block(block: pa.Table, work: PredictionWork, actors: RunActors, photo_seconds: float) -> pa.Table:
+def handle_block(
+    block: pa.Table, work: PredictionWork, coordinator: Any, on_gpus: bool, photo_seconds: float
+) -> pa.Table:
     """Predict a block of photos and write its outputs and its ledger part: one Ray task.
 
     Args:
         block: Photos, with columns of `photos.SCHEMA`, outputs and block.
         work: The task's assignment.
-        actors: Actors of the run.
+        coordinator: Handle of the run's coordinator.
+        on_gpus: Whether networks on GPUs predict, which the coordinator hands out; else this process does.
         photo_seconds: Time after which a photo that comes no further is given up, in seconds.
 
     Returns:
         A row for each photo, in the columns of RESULT_SCHEMA; or a single row of the status RETURNED.
     """
-    networks = actors.networks
-    network = networks[block_number(block) % len(networks)] if networks else None
-    return handler_for(work, actors.coordinator, network, photo_seconds).handle(block)
+    return handler_for(work, coordinator, on_gpus, photo_seconds).handle(block)
 
 
 @lru_cache
-def handler_for(work: PredictionWork, coordinator: Any, network: Any, photo_seconds: float) -> "BlockHandler":
+def handler_for(work: PredictionWork, coordinator: Any, on_gpus: bool, photo_seconds: float) -> "BlockHandler":
     """Return the handler of a run: made once in each of Ray's processes, which run one task after another."""
-    return BlockHandler(work, coordinator, network, photo_seconds)
+    return BlockHandler(work, coordinator, on_gpus, photo_seconds)
 
 
 class BlockHandler:
@@ -71,12 +64,13 @@ class BlockHandler:
     Args:
         work: The run.
         coordinator: Handle of its coordinator.
-        network: Actor of GpuNetwork that predicts; None to predict in this process.
+        on_gpus: Whether networks on GPUs predict; else this process does.
         photo_seconds: Time after which a photo that comes no further is given up, in seconds.
     """
 
-    def __init__(self, work: PredictionWork, coordinator: Any, network: Any, photo_seconds: float) -> None:
-        self._work, self._coordinator, self._network = work, coordinator, network
+    def __init__(self, work: PredictionWork, coordinator: Any, on_gpus: bool, photo_seconds: float) -> None:
+        self._work, self._coordinator = work, coordinator
+        self._networks = RemoteNetworks(coordinator) if on_gpus else None
         self._photo_seconds = photo_seconds
         self._node = ray.get_runtime_context().get_node_id()
         self._pipeline: PhotoPipeline | None = None
@@ -95,23 +89,31 @@ class BlockHandler:
         begun = ray.get(self._coordinator.begin.remote(number, self._node))
         if begun.is_excluded:
             return self._give_back(number, f"node {platform.node()} gets no more work")
+        if begun.is_round_over:
+            return self._give_back(number, "nodes have joined")
         try:
             with self._turn():
                 began = time.time()
+                if self._networks:
+                    self._place = self._networks.take(number)
                 rows, seconds = self._handle(block, number, begun.tries)
         except DeviceError as error:
-            if not self._network:  # an actor of GpuNetwork reports its own device
+            if not self._networks:  # networks on GPUs are reported already
                 self._is_broken = True
                 broken = BrokenDevice(self._node, *self._place, str(error))
                 ray.get(self._coordinator.report_broken.remote(broken))
             return self._give_back(number, str(error))
+        finally:
+            if self._networks:
+                self._coordinator.finish.remote(number)
         host, device = self._place
         figures = {"number": number, "node": host, "device": device, "began": began, "ended": time.time()}
         rows[0]["block"] = {**figures, **seconds}
         return pa.Table.from_pylist(rows, RESULT_SCHEMA)
 
     def _turn(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._network else turn_on_a_core(self._work.run, usable_cores())
+        # On GPUs, tasks take no turns: one that waits for a GPU would hold a core. Two tasks share a core instead.
+        return nullcontext() if self._networks else turn_on_a_core(self._work.run, usable_cores())
 
     def _handle(self, block: pa.Table, number: int, tries: int) -> tuple[list[Row], dict[str, float]]:
         if tries == 1:
@@ -119,8 +121,7 @@ class BlockHandler:
             with ends_if_stuck(self._photo_seconds) as on_progress:
                 return pipeline.handle(block, number, on_progress)
         if tries <= MAX_TRIES:
-            network = self._remote_network() if self._network else None
-            rows, seconds = isolation.handle(self._work, block, number, self._photo_seconds, network)
+            rows, seconds = isolation.handle(self._work, block, number, self._photo_seconds, self._compute())
         else:
             reason, seconds = f"the process that handled its block died {tries - 1} times", {}
             photos = block.to_pylist()
@@ -130,14 +131,11 @@ class BlockHandler:
         return rows, {**seconds, "ledger": time.perf_counter() - began}
 
     def _load(self) -> PhotoPipeline:
-        device = torch.device("cuda" if self._network else "cpu")
-        network: SmallAlphas = self._remote_network() if self._network else self._work.network(device)
-        self._pipeline = self._work.pipeline(network, device)
+        self._pipeline = self._work.pipeline(self._compute())
         return self._pipeline
 
-    def _remote_network(self) -> RemoteNetwork:
-        self._place = ray.get(self._network.place.remote())
-        return RemoteNetwork(self._work.load(), self._network)
+    def _compute(self) -> isolation.Compute | None:
+        return self._networks.alphas if self._networks else None
 
     def _give_back(self, number: int, reason: str) -> pa.Table:
         row = {"key": "", "status": RETURNED, "error": reason, "block": {"number": number}}

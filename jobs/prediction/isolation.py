@@ -13,21 +13,22 @@ import signal
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # psutil has no types
 import pyarrow as pa
-import torch
 
 from jobs.common.machine import usable_cores
 from jobs.prediction.blocks import PredictionWork
 from jobs.prediction.precision import UnsupportedFormatError
 from matting.data.images import Pixels
 from matting.inference.device_errors import DeviceError
-from matting.inference.network import SmallAlphas
-from matting.nn.checkpoint import Checkpoint, CheckpointError
+from matting.inference.device_predictor import PhotoBatch
+from matting.nn.checkpoint import CheckpointError
 from matting.results.cutouts import BadBackground
 from matting.results.outcomes import Row, Status, new_row, without_outputs
 from matting.results.output_names import BadKey
@@ -40,6 +41,8 @@ from matting.storage.uri import join_uri
 START_SECONDS = 300  # time limit for a child to import torch and load the checkpoint
 POLL_SECONDS = 0.1
 MIN_MEMORY = 2_000_000_000  # bytes that a child may need at least; torch alone takes a third of a gigabyte
+
+Compute = Callable[[PhotoBatch], Pixels]
 
 # A forked child would share locks and CUDA's state with its parent, which has threads.
 _SPAWN = multiprocessing.get_context("spawn")
@@ -54,7 +57,7 @@ def handle(
     block: pa.Table,
     number: int,
     photo_seconds: float,
-    network: SmallAlphas | None,
+    compute: Compute | None,
     max_memory: int | None = None,
 ) -> tuple[list[Row], dict[str, float]]:
     """Predict a block in child processes and write its outputs, but no ledger part.
@@ -64,7 +67,8 @@ def handle(
         block: Photos, with columns of `photos.SCHEMA`.
         number: Number of the block.
         photo_seconds: Time after which a photo that comes no further is given up, in seconds.
-        network: Network on another device, which children call through this process; None for their own.
+        compute: Function that computes batches on a GPU, which children call through this process; None for their own
+            network.
         max_memory: Memory that a child may need, in bytes; by default this node's, divided by its cores.
 
     Returns:
@@ -82,7 +86,7 @@ def handle(
             piece = pieces.popleft()
             part = f"{number:06d}-{block['key'].index(piece['key'][0]).as_py():03d}-{len(piece)}"
             try:
-                child = child or Child(work, photo_seconds, network, max_memory or default_memory())
+                child = child or Child(work, photo_seconds, compute, max_memory or default_memory())
             except ChildDiedError as error:  # before it saw a photo
                 reason = f"a process of its own died at its start: {error}"
                 left = [photo for rest in [piece, *pieces] for photo in rest.to_pylist()]
@@ -147,19 +151,17 @@ class Child:
     Args:
         work: The run.
         photo_seconds: Time without progress after which the child is killed.
-        network: Network that the child calls through this process; None for the child's own.
+        compute: Function that the child calls through this process; None for the child's own network.
         max_memory: Resident memory above which the child is killed, in bytes.
 
     Raises:
         ChildDiedError: The child died before it was ready.
     """
 
-    def __init__(
-        self, work: PredictionWork, photo_seconds: float, network: SmallAlphas | None, max_memory: int
-    ) -> None:
-        self._photo_seconds, self._network, self._max_memory = photo_seconds, network, max_memory
+    def __init__(self, work: PredictionWork, photo_seconds: float, compute: Compute | None, max_memory: int) -> None:
+        self._photo_seconds, self._compute, self._max_memory = photo_seconds, compute, max_memory
         self._connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=serve, args=(theirs, work, network is not None), daemon=True)
+        self._process = _SPAWN.Process(target=serve, args=(theirs, work, compute is not None), daemon=True)
         self._process.start()
         theirs.close()
         self._result(START_SECONDS)
@@ -184,9 +186,9 @@ class Child:
         """Return the child's next result. `seconds` is the time without progress after which it is killed."""
         while True:
             kind, content = self._message(seconds)
-            if kind == "network":
-                assert self._network
-                self._connection.send(self._network.small_alphas(content))
+            if kind == "batch":
+                assert self._compute
+                self._connection.send(self._compute(content))
             elif kind == "error":
                 self.close()
                 raise content
@@ -233,13 +235,11 @@ def serve(connection: Connection, work: PredictionWork, is_remote: bool) -> None
     Args:
         connection: Connection to the parent.
         work: The run.
-        is_remote: Whether the child calls the network through its parent.
+        is_remote: Whether batches are computed through the parent.
     """
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     try:
-        device = torch.device("cuda" if is_remote else "cpu")
-        network = ParentNetwork(work.load(), connection) if is_remote else work.network(device)
-        pipeline = work.pipeline(network, device)
+        pipeline = work.pipeline(partial(ask_parent, connection) if is_remote else None)
         connection.send(("result", None))
         while True:
             piece, part = connection.recv()
@@ -260,15 +260,8 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
-class ParentNetwork:
-    """Network on a device that the parent can reach, called from a child."""
-
-    def __init__(self, loaded: Checkpoint, connection: Any) -> None:
-        self.size, self.aspects = loaded.size, loaded.aspects
-        self._connection = connection
-
-    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas of squashed photos: uint8 (B, H, W, 3) -> uint8 (B, H, W)."""
-        self._connection.send(("network", squashed_BHWC))
-        alphas: Pixels = self._connection.recv()
-        return alphas
+def ask_parent(connection: Connection, batch: PhotoBatch) -> Pixels:
+    """Compute the alphas of a batch on a device that the parent can reach."""
+    connection.send(("batch", batch))
+    alphas: Pixels = connection.recv()
+    return alphas

@@ -1,7 +1,12 @@
-"""Networks on GPUs: an actor on each GPU, which the tasks of all nodes call."""
+"""Networks on GPUs: the actor that holds one, and the tasks' way to it.
 
-import os
+    task: decoded photos of a block, one buffer -> object store -> GpuNetwork: squash, network, refine -> alphas -> task
+
+Which actors there are is the business of jobs/prediction/gpus.py; which task gets which one, of the coordinator.
+"""
+
 import platform
+import time
 from typing import Any
 
 import ray
@@ -10,89 +15,61 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs.common.devices import NoGpuError
 from jobs.prediction.blocks import PredictionWork
-from jobs.prediction.coordinator import BrokenDevice, excluded_nodes
+from jobs.prediction.coordinator import BrokenDevice, PlacedNetwork
 from matting.data.images import Pixels
 from matting.inference.device_errors import DeviceError, is_device_error
-from matting.inference.network import SmallAlphas
-from matting.nn.checkpoint import Checkpoint
+from matting.inference.device_predictor import DevicePredictor, PhotoBatch
 
-
-def start_gpu_networks(
-    work: PredictionWork, count: int, coordinator: Any, selector: dict[str, str] | None
-) -> tuple[Any, ...]:
-    """Start actors of GpuNetwork, each on a GPU of its own; a dead one is restarted, and its calls are repeated.
-
-    Args:
-        work: The run.
-        count: Number of actors.
-        coordinator: Handle of the run's coordinator.
-        selector: Labels of the nodes that may be used; None for all.
-    """
-    actor_class: Any = ray.remote(GpuNetwork)
-    # Two calls at a time: while one task's photos travel, another task's are predicted.
-    options: dict[str, Any] = {
-        "num_gpus": 1,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "max_concurrency": 2,
-    }
-    if selector:
-        options["label_selector"] = selector
-    return tuple(actor_class.options(**options).remote(work, coordinator) for _ in range(count))
+WAIT_SECONDS = 300  # for a network, after which a task gives its block back
+POLL_SECONDS = 0.2
 
 
 class GpuNetwork:
-    """Network for many tasks: an actor of Ray.
-
-    After an error of its device it reports that, fails the call, and ends its process before the next call. Ray then
-    restarts the actor and repeats the call.
-    """
+    """Network on a GPU, for many tasks: an actor of Ray that is replaced after an error of its device."""
 
     def __init__(self, work: PredictionWork, coordinator: Any) -> None:
         self._coordinator, self._node = coordinator, ray.get_runtime_context().get_node_id()
-        self._ends, self._excluded = False, False
-        self._place = (platform.node(), "CPU")
-        self._network: SmallAlphas | None = None
-        self._failure: DeviceError | None = None
-        if self._node in excluded_nodes(ray.get(coordinator.broken.remote())):
-            self._excluded, self._failure = True, DeviceError(f"node {platform.node()} gets no more work")
-            return
+        self._place = (platform.node(), "GPU")
+        self._predictor: DevicePredictor | None = None
+        self._failure: Exception | None = None
         try:
             device = work.gpu()
-            if device.type == "cuda":
-                self._place = (platform.node(), torch.cuda.get_device_name(device))
-            self._network = work.network(device)
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+            self._place = (platform.node(), name)
+            torch.backends.cudnn.benchmark = True  # micro-batches have few shapes
+            self._predictor = work.device_predictor(device)
         except Exception as error:
-            if not (isinstance(error, NoGpuError) or is_device_error(error)):
-                raise
-            self._failure = self._report(error)
+            is_device = isinstance(error, NoGpuError) or is_device_error(error)
+            self._failure = self._report(error) if is_device else error
 
     def place(self) -> tuple[str, str]:
-        """Return the names of the actor's node and device."""
-        return self._place
-
-    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas of squashed photos: uint8 (B, H, W, 3) -> uint8 (B, H, W).
+        """Return the names of the actor's node and device.
 
         Raises:
             DeviceError: The device is broken.
+            CheckpointError, UnsupportedFormatError: The network cannot be loaded.
         """
-        if self._ends:
-            os._exit(1)
-        if self._network is None:
-            assert self._failure
-            self._ends = not self._excluded
+        if self._failure:
             raise self._failure
+        return self._place
+
+    def alphas(self, batch: PhotoBatch) -> Pixels:
+        """Predict the alphas of a batch; see :meth:`DevicePredictor.alphas`.
+
+        Raises:
+            DeviceError: The device is broken, or has too little memory.
+        """
+        if self._failure:
+            raise self._failure
+        assert self._predictor
         try:
-            return self._network.small_alphas(squashed_BHWC)
+            return self._predictor.alphas(batch)
         except Exception as error:
             if not is_device_error(error):
                 raise
-            if self._ends:  # the other call has reported it
-                raise DeviceError.of(error) from error
-            self._ends = True
-            raise self._report(error) from error
+            # Two calls may fail at the same time; one of them reports it.
+            self._failure = self._failure or self._report(error)
+            raise self._failure from error
 
     def _report(self, error: Exception) -> DeviceError:
         failure = DeviceError.of(error)
@@ -100,25 +77,58 @@ class GpuNetwork:
         return failure
 
 
-class RemoteNetwork:
-    """Network of a GpuNetwork actor, called from another process."""
+class RemoteNetworks:
+    """Networks on GPUs as a task sees them: one at a time, which the coordinator chooses.
 
-    def __init__(self, loaded: Checkpoint, actor: Any) -> None:
-        self.size, self.aspects = loaded.size, loaded.aspects
-        self._actor = actor
+    Args:
+        coordinator: Handle of the run's coordinator.
+    """
 
-    def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
-        """Predict alphas of squashed photos: uint8 (B, H, W, 3) -> uint8 (B, H, W).
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+        self._taken: PlacedNetwork | None = None
+
+    def take(self, block: int) -> tuple[str, str]:
+        """Wait for a network for a block, and return the names of its node and device.
 
         Raises:
-            DeviceError: The device is broken, or the actor cannot run any more.
+            DeviceError: There was none for some minutes.
+            Exception: The networks cannot be loaded; the error says why.
         """
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (found := ray.get(self._coordinator.take_network.remote(block))):
+            if time.monotonic() > deadline:
+                raise DeviceError(f"no GPU computed the network for {WAIT_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+        if isinstance(found, Exception):
+            raise found
+        self._taken = found
+        return found.host, found.device
+
+    def alphas(self, batch: PhotoBatch) -> Pixels:
+        """Predict the alphas of a batch on the network that was taken; see :meth:`DevicePredictor.alphas`.
+
+        Raises:
+            DeviceError: The device is broken, or its process or node has ended.
+        """
+        assert self._taken
         try:
-            alphas: Pixels = ray.get(self._actor.small_alphas.remote(squashed_BHWC))
+            alphas: Pixels = ray.get(self._taken.actor.alphas.remote(batch))
         except RayTaskError as error:
-            if isinstance(error.cause, DeviceError):
-                raise error.cause from error
-            raise
+            if not isinstance(error.cause, DeviceError):
+                raise
+            self._lose(None)  # the actor has reported its device
+            raise error.cause from error
         except RayError as error:
+            self._lose(BrokenDevice(self._taken.node, self._taken.host, self._taken.device, died(error)))
             raise DeviceError.of(error) from error
         return alphas
+
+    def _lose(self, broken: BrokenDevice | None) -> None:
+        assert self._taken
+        ray.get(self._coordinator.lose_network.remote(self._taken.identity, broken))
+
+
+def died(error: Exception) -> str:
+    """Return why a GPU's process or node ended, from Ray's error, in one line."""
+    return f"its process ended: {type(error).__name__}: {str(error).splitlines()[0]}"

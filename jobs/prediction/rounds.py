@@ -5,24 +5,27 @@ blocks -> tasks -> rows of `RESULT_SCHEMA`, block by block; blocks of broken dev
 
 import math
 from collections.abc import Generator, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data import ExecutionResources
 
 from jobs.common import cluster
 from jobs.common.cluster import Resources
 from jobs.prediction.blocks import RETURNED, PredictionWork
 from jobs.prediction.coordinator import BrokenDevice, excluded_nodes, start_coordinator
-from jobs.prediction.handler import RunActors, handle_block
-from jobs.prediction.networks import start_gpu_networks
+from jobs.prediction.gpus import GpuNetworks
+from jobs.prediction.handler import handle_block
 from matting.messages import first_few
 
 CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
 WAITING_TASKS = 1 / 8  # of each core, to begin where another one ends; each takes 200 MB
 LONG_RUN_BLOCKS = 8  # a core; in a shorter run, a further process takes longer to start than it saves
+CORES_OF_A_GPU = 64  # that a GPU can keep busy with decoding and encoding; see matting/README.md
 
 
 class NoDeviceLeftError(Exception):
@@ -73,26 +76,29 @@ def handle_in_rounds(
     coordinator = start_coordinator()
     left, broken = list(range(len(blocks))), list[BrokenDevice]()
     try:
-        while left:
-            returned = dict[int, str]()
-            for rows in handle_round(
-                work, [blocks[number] for number in left], found, workers, photo_seconds, coordinator, broken
-            ):
-                if rows[0]["status"] != RETURNED:
-                    yield rows
-                    continue
-                number = rows[0]["block"]["number"]
-                returned[number] = rows[0]["error"]
-                coordinator.forget.remote(number)
-                require_a_device(ray.get(coordinator.broken.remote()), found)
-            before, broken = broken, ray.get(coordinator.broken.remote())
-            for device in broken[len(before) :]:
-                print(f"Broken: {device}. Its photos are handled elsewhere.", flush=True)
-            left = sorted(returned)
-            if left and len(broken) == len(before):
-                raise NoDeviceLeftError(
-                    f"{len(left):,} blocks came back, though no device is broken: {returned[left[0]]}."
-                )
+        with GpuNetworks(work, coordinator) if found.gpus else nullcontext() as networks:
+            while left:
+                if networks:
+                    networks.begin_round()
+                returned = dict[int, str]()
+                for rows in handle_round(
+                    work, [blocks[number] for number in left], found, workers, photo_seconds, coordinator, broken
+                ):
+                    if rows[0]["status"] != RETURNED:
+                        yield rows
+                        continue
+                    number = rows[0]["block"]["number"]
+                    returned[number] = rows[0]["error"]
+                    coordinator.forget.remote(number)
+                    require_a_device(ray.get(coordinator.broken.remote()), found)
+                before, broken = broken, ray.get(coordinator.broken.remote())
+                for device in broken[len(before) :]:
+                    print(f"Broken: {device}. Its photos are handled elsewhere.", flush=True)
+                left = sorted(returned)
+                if left and len(broken) == len(before) and not ray.get(coordinator.is_round_over.remote()):
+                    raise NoDeviceLeftError(
+                        f"{len(left):,} blocks came back, though no device is broken: {returned[left[0]]}."
+                    )
     finally:
         ray.kill(coordinator)
 
@@ -114,16 +120,18 @@ def handle_round(
         broken: Devices that broke in earlier rounds.
     """
     selector = not_on(excluded_nodes(broken))
-    networks = start_gpu_networks(work, count_gpus(found, broken), coordinator, selector)
     cpus = cpus_of_a_task(found, workers, len(blocks))
     at_a_time = workers or (max(1, round(found.cores / cpus)) if found.is_own else None)
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
     context = dataset.context
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    if found.gpus and not found.is_own:
+        # Without it, Ray Data asks an autoscaler for more CPUs, and GPU nodes come for the sake of their cores.
+        context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cores_for_gpus(broken, found))
     options: dict[str, Any] = {"label_selector": selector} if selector else {}
     dataset = dataset.map_batches(
-        partial(handle_block, work=work, actors=RunActors(coordinator, networks), photo_seconds=photo_seconds),
+        partial(handle_block, work=work, coordinator=coordinator, on_gpus=found.gpus > 0, photo_seconds=photo_seconds),
         batch_size=None,
         batch_format="pyarrow",
         # Nodes may join another's cluster later; without a limit, tasks run on them too.
@@ -131,13 +139,9 @@ def handle_round(
         num_cpus=cpus,
         **options,
     )
-    try:
-        batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-        for batch in batches:
-            yield batch.to_pylist()
-    finally:
-        for network in networks:
-            ray.kill(network)
+    batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in batches:
+        yield batch.to_pylist()
 
 
 def not_on(nodes: list[str]) -> dict[str, str] | None:
@@ -152,11 +156,10 @@ def usable_nodes(broken: list[BrokenDevice], found: Resources) -> list[dict[str,
     return [node for node in nodes if node["Resources"].get(kind, 0) > 0]
 
 
-def count_gpus(found: Resources, broken: list[BrokenDevice]) -> int:
-    """Return the number of GPUs on nodes that may be used."""
-    if not found.gpus or not broken:
-        return found.gpus
-    return int(sum(node["Resources"]["GPU"] for node in usable_nodes(broken, found)))
+def cores_for_gpus(broken: list[BrokenDevice], found: Resources) -> float:
+    """Return the number of cores that tasks may hold: no more than the cluster has, nor than its GPUs keep busy."""
+    gpus = sum(node["Resources"]["GPU"] for node in usable_nodes(broken, found))
+    return max(1.0, min(cluster.resources().get("CPU", 0), CORES_OF_A_GPU * gpus))
 
 
 def require_a_device(broken: list[BrokenDevice], found: Resources) -> None:

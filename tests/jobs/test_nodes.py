@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from ray.cluster_utils import Cluster
 from jobs.training.run_folder import PROGRESS
 from matting.data import images
 from matting.data.dataset import PairOptions, open_dataset
+from matting.inference.device_predictor import DevicePredictor, PackingPredictor
+from matting.inference.network import Network
 from matting.inference.predictor import Predictor
+from matting.nn import checkpoint
 from tests.support import jobs
 from tests.support.clusters import ENVIRONMENT, HEAD, processes_of
 from tests.support.predictions import (
@@ -179,14 +182,21 @@ def test_elastic_training_goes_on_with_fewer_workers(tmp_path: Path, cluster: Cl
     assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * finished_by_two + [steps_of_an_epoch(1)] * left)
 
 
-def assert_same_as_predictor(output: Path, trained: str, count: int) -> None:
-    """Check that every matte is that of the predictor for its photo alone."""
-    predictor = Predictor.load(trained)
-    drawn = min(count, DRAWN)
-    expected = [predictor.alphas([images.decode_image(draw_photo(number))])[0] for number in range(drawn)]
+def assert_same_as_predictor(output: Path, trained: str, count: int, gpus: int = 0) -> None:
+    """Check that every matte is that of its photo alone: of the predictor, or on GPUs of the predictor of batches."""
+    loaded = checkpoint.load(trained)
+    predictor: Predictor | PackingPredictor = Predictor(Network(loaded), "guided")
+    if gpus:
+        on_device = DevicePredictor(Network(loaded, micro_batch=1), "guided", torch.device("cpu"))
+        predictor = PackingPredictor(loaded.size, on_device.alphas)
+    photos = [images.decode_image(draw_photo(number)) for number in range(min(count, DRAWN))]
+    expected = [
+        predictor.timed_alphas([photo], [(photo.shape[1], photo.shape[0])], lambda _: nullcontext())[0]
+        for photo in photos
+    ]
     for number in range(count):
         found = images.decode_alpha((output / f"alpha/img_align_celeba/{number + 1:06d}.jpg.png").read_bytes())
-        np.testing.assert_array_equal(found, expected[number % drawn])
+        np.testing.assert_array_equal(found, expected[number % len(photos)])
 
 
 PREDICT_ON_FAKE_GPUS = """
@@ -211,7 +221,7 @@ def test_networks_on_gpus_give_the_same_mattes(tmp_path: Path, cluster: Cluster)
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
     subprocess.run([sys.executable, "-c", PREDICT_ON_FAKE_GPUS, *options], check=True)
     assert_accounted_for(tmp_path / "out", photo_keys(150))
-    assert_same_as_predictor(tmp_path / "out", trained, 150)
+    assert_same_as_predictor(tmp_path / "out", trained, 150, gpus=2)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -224,7 +234,7 @@ def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
     subprocess.run([sys.executable, "-c", PREDICT_ON_A_SICK_NODE, *options], check=True)
     assert_accounted_for(tmp_path / "out", photo_keys(300))
-    assert_same_as_predictor(tmp_path / "out", trained, 300)
+    assert_same_as_predictor(tmp_path / "out", trained, 300, gpus)
 
 
 HOLD_GPU = """

@@ -16,6 +16,7 @@ import torch
 from jobs.prediction.blocks import PredictionWork
 from matting.data import images
 from matting.data.images import Pixels
+from matting.inference.device_predictor import DevicePredictor, PhotoBatch
 from matting.inference.network import SmallAlphas
 from tests.support.predictions import FakeGpuWork
 
@@ -46,6 +47,19 @@ class BreakingNetwork:
         return self._network.small_alphas(squashed_BHWC)
 
 
+class BreakingPredictor(DevicePredictor):
+    """Predictor of batches that fails after two calls, like one on a broken device."""
+
+    healthy_calls = 2
+
+    def alphas(self, batch: PhotoBatch) -> Pixels:
+        """Predict alphas, or raise a CUDA error."""
+        self.healthy_calls -= 1
+        if self.healthy_calls < 0:
+            raise RuntimeError(CUDA_ERROR)
+        return super().alphas(batch)
+
+
 class SickDeviceWork(PredictionWork):
     """Prediction whose device breaks in every process."""
 
@@ -59,13 +73,23 @@ class SickNodeWork(FakeGpuWork):
 
     def network(self, device: torch.device) -> SmallAlphas:
         """Return a network that raises a CUDA error from its third call on, if this node is the sick one."""
+        healthy = super().network(device)
+        return BreakingNetwork(healthy, RuntimeError(CUDA_ERROR), 2) if self._is_sick() else healthy
+
+    def device_predictor(self, device: torch.device) -> DevicePredictor:
+        """Return a predictor that raises a CUDA error from its third call on, if this node is the sick one."""
+        predictor = super().device_predictor(device)
+        if self._is_sick():
+            predictor.__class__ = BreakingPredictor
+        return predictor
+
+    def _is_sick(self) -> bool:
         node, sick = ray.get_runtime_context().get_node_id(), Path(f"{self.output}.sick")
         with suppress(FileExistsError), sick.open("x") as file:
             file.write(node)
         while not (text := sick.read_text()):
             time.sleep(0.01)
-        healthy = super().network(device)
-        return BreakingNetwork(healthy, RuntimeError(CUDA_ERROR), 2) if text == node else healthy
+        return text == node
 
 
 class UnforeseenErrorWork(PredictionWork):
