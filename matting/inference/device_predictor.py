@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -296,13 +297,9 @@ def _gather(pixels: Tensor, group: _Parts) -> Tensor:
         height, width = group.shape_N2[start].tolist()
         offset, length = int(group.offset_N[start]), int(lengths[start])
         pieces.append(pixels[offset : offset + (stop - start) * length].view(-1, height, width, 3))
-    if len(pieces) == 1:
-        return pieces[0]
     height, width = group.shape_N2.max(0).tolist()
-    padded = pixels.new_zeros(len(lengths), height, width, 3)
-    for (start, stop), piece in zip(runs, pieces, strict=True):
-        padded[start:stop, : piece.shape[1], : piece.shape[2]] = piece
-    return padded
+    padded = [F.pad(piece, (0, 0, 0, width - piece.shape[2], 0, height - piece.shape[1])) for piece in pieces]
+    return torch.cat(padded) if len(pieces) > 1 else pieces[0]
 
 
 def _flat(alpha_BHW: Tensor, sizes_B2: Integers) -> Tensor:

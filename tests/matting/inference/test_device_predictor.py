@@ -1,6 +1,6 @@
 """Prediction of whole batches on a device: against that of single photos, in mixed sizes, and short of memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ from matting.inference.device_predictor import DevicePredictor, PackingPredictor
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor, Refine
 from matting.nn.unet import UNetConfig
+from tests.support.host_reads import NoHostReads
 from tests.support.networks import checkpoint_of_eight_people
 
 SIZE = 32
@@ -132,3 +133,52 @@ def test_network_predicts_tensors_as_it_does_arrays() -> None:
     for parts in (1, 2):
         found = network.alphas_on_device(torch.from_numpy(squashed), parts)
         np.testing.assert_array_equal(found.numpy(), network.small_alphas(squashed))
+
+
+# Host reads -----------------------------------------------------------------------------------------------------------
+
+
+def on_valueless_device(array: np.ndarray, _: torch.device) -> torch.Tensor:
+    return torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, device="meta")
+
+
+@pytest.mark.parametrize("refine", ["none", "guided", "mirrored"])
+def test_host_reads_nothing_of_a_pass(refine: Refine, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = checkpoint_of_eight_people(UNetConfig(width=4), SIZE, steps=1, learning_rate=1e-2)
+    network = Network(trained, number_format="bf16", micro_batch=4)
+    network._network.to("meta")
+    downloads = list[tuple[int, ...]]()
+
+    def download(tensor: torch.Tensor) -> np.ndarray:
+        assert tensor.is_meta
+        downloads.append(tuple(tensor.shape))
+        if tensor.dtype == torch.uint8:
+            return np.zeros(tensor.shape, np.uint8)
+        return np.tile([0, 10, 0, 10], (len(tensor), 1))  # people in a corner: a second pass for all
+
+    monkeypatch.setattr(device_predictor, "upload", on_valueless_device)
+    monkeypatch.setattr(device_predictor, "download", download)
+    with NoHostReads() as watch:
+        on_device(network, refine).timed_alphas(PHOTOS, [photo.shape[1::-1] for photo in PHOTOS], untimed)
+    pixels = sum(photo.shape[0] * photo.shape[1] for photo in PHOTOS)
+    assert downloads == [(pixels,), (len(PHOTOS), 4), (pixels,)]
+    assert watch.operations > 100
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda tensor: tensor.sum().item(),
+        lambda tensor: tensor.cpu(),
+        lambda tensor: tensor[tensor > 0],
+        lambda tensor: tensor.nonzero(),
+        lambda tensor: torch.zeros_like(tensor, device="cpu").copy_(tensor),
+        lambda tensor: tensor.copy_(torch.zeros(4)),
+        lambda tensor: tensor + torch.zeros(4),
+    ],
+)
+def test_watch_finds_host_reads(read: Callable[[torch.Tensor], object]) -> None:
+    with NoHostReads():
+        tensor = torch.empty(4, device="meta") + 1
+        with pytest.raises(AssertionError, match=r"the host reads|two devices"):
+            read(tensor)
