@@ -268,7 +268,7 @@ def free_resources() -> dict[str, float]:
 
 def free_gpus() -> dict[str, int]:
     """Return the number of GPUs that no task and no actor holds, by Ray's identity of the node."""
-    free = available_resources_per_node()
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray does not annotate it
     return {node: int(found.get("GPU", 0)) for node, found in free.items()}
 
 

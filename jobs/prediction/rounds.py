@@ -25,7 +25,7 @@ from matting.messages import first_few
 CPUS_BESIDE_GPU = 0.5  # CPUs of a task that waits for a GPU half of the time
 WAITING_TASKS = 1 / 8  # of each core, to begin where another one ends; each takes 200 MB
 LONG_RUN_BLOCKS = 8  # a core; in a shorter run, a further process takes longer to start than it saves
-CORES_OF_A_GPU = 64  # that a GPU can keep busy with decoding and encoding; see matting/README.md
+CORES_OF_A_GPU = 40  # that a GPU can keep busy with decoding and encoding, as estimated in matting/README.md
 
 
 class NoDeviceLeftError(Exception):
@@ -158,7 +158,7 @@ def usable_nodes(broken: list[BrokenDevice], found: Resources) -> list[dict[str,
 
 def cores_for_gpus(broken: list[BrokenDevice], found: Resources) -> float:
     """Return the number of cores that tasks may hold: no more than the cluster has, nor than its GPUs keep busy."""
-    gpus = sum(node["Resources"]["GPU"] for node in usable_nodes(broken, found))
+    gpus: float = sum(node["Resources"]["GPU"] for node in usable_nodes(broken, found))
     return max(1.0, min(cluster.resources().get("CPU", 0), CORES_OF_A_GPU * gpus))
 
 
