@@ -16,7 +16,7 @@ from matting.inference.device_predictor import DevicePredictor, PackingPredictor
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor, Refine
 from matting.nn.unet import UNetConfig
-from tests.support.host_reads import NoHostReads
+from tests.support.host_reads import NoHostReads, without_values
 from tests.support.networks import checkpoint_of_eight_people
 
 SIZE = 32
@@ -138,10 +138,6 @@ def test_network_predicts_tensors_as_it_does_arrays() -> None:
 # Host reads -----------------------------------------------------------------------------------------------------------
 
 
-def on_valueless_device(array: np.ndarray, _: torch.device) -> torch.Tensor:
-    return torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype, device="meta")
-
-
 @pytest.mark.parametrize("refine", ["none", "guided", "mirrored"])
 def test_host_reads_nothing_of_a_pass(refine: Refine, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = checkpoint_of_eight_people(UNetConfig(width=4), SIZE, steps=1, learning_rate=1e-2)
@@ -156,7 +152,7 @@ def test_host_reads_nothing_of_a_pass(refine: Refine, monkeypatch: pytest.Monkey
             return np.zeros(tensor.shape, np.uint8)
         return np.tile([0, 10, 0, 10], (len(tensor), 1))  # people in a corner: a second pass for all
 
-    monkeypatch.setattr(device_predictor, "upload", on_valueless_device)
+    monkeypatch.setattr(device_predictor, "upload", without_values)
     monkeypatch.setattr(device_predictor, "download", download)
     with NoHostReads() as watch:
         on_device(network, refine).timed_alphas(PHOTOS, [photo.shape[1::-1] for photo in PHOTOS], untimed)
@@ -175,10 +171,11 @@ def test_host_reads_nothing_of_a_pass(refine: Refine, monkeypatch: pytest.Monkey
         lambda tensor: torch.zeros_like(tensor, device="cpu").copy_(tensor),
         lambda tensor: tensor.copy_(torch.zeros(4)),
         lambda tensor: tensor + torch.zeros(4),
+        lambda tensor: tensor + torch.zeros(4).to(tensor.device),
     ],
 )
 def test_watch_finds_host_reads(read: Callable[[torch.Tensor], object]) -> None:
     with NoHostReads():
         tensor = torch.empty(4, device="meta") + 1
-        with pytest.raises(AssertionError, match=r"the host reads|two devices"):
+        with pytest.raises(AssertionError, match=r"the host reads|two devices|another device"):
             read(tensor)
