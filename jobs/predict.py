@@ -3,7 +3,7 @@
     1. photos of the collection, without those that the ledger has as done   driver -> due photos
     2. blocks of due photos: keys and URIs, no pixels                        driver -> Ray's object store
     3. fetch, decode, network, encode, put, ledger part                      one task per block, one per core
-       (with GPUs, the network is an actor on each GPU, and the tasks do the rest)
+       (with GPUs, an actor on each GPU squashes, predicts and refines, and the tasks do the rest)
     4. the ledger in one part, summary.json, report.html                     driver
 
 Meanwhile the driver publishes the tasks' counts as metrics (jobs/common/telemetry.py).

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jobs import predict, train
 from jobs.prediction.blocks import PredictionWork
 from matting.data.images import Pixels
+from matting.inference.device_predictor import DevicePredictor
 from matting.inference.network import SmallAlphas
 from matting.nn.schedule import UNLIMITED, Budget
 from matting.nn.steps import Step
@@ -26,6 +28,10 @@ class NullNetworkWork(PredictionWork):
     def network(self, device: torch.device) -> SmallAlphas:  # noqa: ARG002 - a disc needs no device
         """Return a network that takes no time."""
         return DiscNetwork(self.load().size)
+
+    def device_predictor(self, device: torch.device) -> DevicePredictor:
+        """Return a predictor of batches whose network takes no time."""
+        return DevicePredictor(DiscNetwork(self.load().size), self.settings.refine, device)
 
 
 class DiscNetwork:
@@ -43,6 +49,11 @@ class DiscNetwork:
     def small_alphas(self, squashed_BHWC: Pixels) -> Pixels:
         """Return the disc for each image: uint8 (B, S, S, 3) -> uint8 (B, S, S)."""
         return np.repeat(self._alpha_HW[None], len(squashed_BHWC), axis=0)
+
+    def alphas_on_device(self, squashed_BHWC: Tensor, parts: int) -> Tensor:  # noqa: ARG002 - a disc needs no memory
+        """Return the disc for each image, on the device of the images."""
+        alpha_HW = torch.from_numpy(self._alpha_HW).to(squashed_BHWC.device)
+        return alpha_HW.expand(len(squashed_BHWC), -1, -1)
 
 
 class NullTrainer(Trainer):

@@ -91,7 +91,9 @@ def test_train_without_network_gives_figures(work: Workload) -> None:
 
 
 def test_null_network_predicts_a_disc() -> None:
-    alphas = null_jobs.DiscNetwork(SIZE).small_alphas(np.zeros((3, SIZE, SIZE, 3), np.uint8))
+    network, squashed = null_jobs.DiscNetwork(SIZE), np.zeros((3, SIZE, SIZE, 3), np.uint8)
+    alphas = network.small_alphas(squashed)
+    np.testing.assert_array_equal(network.alphas_on_device(torch.from_numpy(squashed), 1), alphas)
     assert alphas.shape == (3, SIZE, SIZE)
     assert (alphas[0, SIZE // 2, SIZE // 2], alphas[0, 0, 0]) == (255, 0)
 
