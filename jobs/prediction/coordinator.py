@@ -91,9 +91,9 @@ class Coordinator:
             self._tries[block] += 1
         return Begun(self._tries[block], is_excluded, self._is_round_over)
 
-    def forget(self, block: int) -> None:
-        """Forget the tries of a block that a task gave back."""
-        self._tries.pop(block, None)
+    def give_back(self, block: int) -> None:
+        """Count the last try of a block as none, since its task gave it back; those that killed a process stay."""
+        self._tries[block] = max(0, self._tries[block] - 1)
 
     def report_broken(self, broken: BrokenDevice) -> None:
         """Count a broken device."""

@@ -98,6 +98,7 @@ class BlockHandler:
                     self._place = self._networks.take(number)
                 rows, seconds = self._handle(block, number, begun.tries)
         except DeviceError as error:
+            ray.get(self._coordinator.give_back.remote(number))
             if not self._networks:  # networks on GPUs are reported already
                 self._is_broken = True
                 broken = BrokenDevice(self._node, *self._place, str(error))

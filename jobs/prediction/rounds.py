@@ -89,7 +89,6 @@ def handle_in_rounds(
                         continue
                     number = rows[0]["block"]["number"]
                     returned[number] = rows[0]["error"]
-                    coordinator.forget.remote(number)
                     require_a_device(ray.get(coordinator.broken.remote()), found)
                 before, broken = broken, ray.get(coordinator.broken.remote())
                 for device in broken[len(before) :]:

@@ -1,4 +1,4 @@
-"""Batches for networks on GPUs, and which network the coordinator assigns to which block."""
+"""Batches that a task sends to a network on a GPU."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from jobs.prediction import blocks
-from jobs.prediction.coordinator import BrokenDevice, Coordinator, PlacedNetwork
 from matting.data import images
 from matting.data.images import Pixels
 from matting.data.photos import find_photos
@@ -52,24 +51,3 @@ def test_blocks_reach_a_gpu_whole_unless_they_are_too_large(
         (expected,) = unpack(predictor.alphas(PhotoBatch(pixels.reshape(-1), shape, shape)), shape)
         found = images.decode_alpha((tmp_path / f"out/alpha/{number:02d}.jpg.png").read_bytes())
         np.testing.assert_allclose(found, expected, atol=1)  # rounding depends on the batch
-
-
-def test_coordinator_shares_blocks_among_networks_and_counts_a_dead_one_once() -> None:
-    coordinator = Coordinator()
-    assert coordinator.take_network(0) is None
-    first, second = (PlacedNetwork(name, name, name, "GPU", None) for name in ("a", "b"))
-    coordinator.add_network(first)
-    coordinator.add_network(second)
-    assert [coordinator.take_network(block) for block in range(4)] == [first, second, first, second]
-    coordinator.finish(1)
-    assert coordinator.take_network(4) == second
-    assert coordinator.take_network(4) == second  # its process died: the block counts once
-    broken = BrokenDevice("a", "a", "GPU", "its process ended")
-    for _ in range(2):  # all tasks that use it notice
-        coordinator.lose_network("a", broken)
-    coordinator.add_network(first)  # an answer from before
-    assert coordinator.broken() == [broken]
-    assert [coordinator.take_network(block) for block in (5, 6)] == [second, second]
-    error = ValueError("the checkpoint was replaced")
-    coordinator.fail(error)
-    assert coordinator.take_network(7) is error
