@@ -166,7 +166,7 @@ class DevicePredictor:
         offset_N = np.cumsum(np.append(0, 3 * batch.shapes_N2.prod(1)[:-1]))
         box_N4 = np.concatenate([np.zeros_like(batch.shapes_N2), batch.shapes_N2], 1)
         whole = _Parts(offset_N, batch.shapes_N2, batch.sizes_N2, box_N4, self._input_shapes(batch.sizes_N2))
-        order, found, people = self.predict(pixels, whole, parts)
+        order, found, people = self._run_pass(pixels, whole, parts)
         alphas = np.empty(whole.size_N2.prod(1).sum(), np.uint8)
         views = unpack(alphas, whole.size_N2)
         _place(found, order, whole, views)
@@ -174,14 +174,14 @@ class DevicePredictor:
         if boxes:
             rows, box_N4 = np.array(list(boxes)), np.array(list(boxes.values()))
             second = whole.take(rows)._replace(box_N4=box_N4, input_N2=self._input_shapes(box_N4[:, 2:]))
-            order, found, _ = self.predict(pixels, second, parts)
+            order, found, _ = self._run_pass(pixels, second, parts)
             _place(found, order, second, [views[row] for row in rows])
         return alphas
 
     def _input_shapes(self, sizes_N2: Integers) -> Integers:
         return np.array([self._input_shape(width / height) for height, width in sizes_N2.tolist()])
 
-    def predict(self, pixels: Tensor, parts_of_photos: _Parts, parts: int) -> tuple[Integers, Tensor, Tensor]:
+    def _run_pass(self, pixels: Tensor, parts_of_photos: _Parts, parts: int) -> tuple[Integers, Tensor, Tensor]:
         """Run one pass, without reading anything from the device.
 
         Args:

@@ -47,7 +47,7 @@ class SmallPrediction(NamedTuple):
 
 
 class PhotoPredictor(Protocol):
-    """Interface of what predicts alphas: a :class:`Predictor`, or one in another process."""
+    """Interface of predictors of alphas: a :class:`Predictor`, or one that leaves the work to another process."""
 
     @property
     def min_side(self) -> int:
