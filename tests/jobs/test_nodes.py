@@ -12,30 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 from ray.cluster_utils import Cluster
 
-from jobs.prediction.coordinator import start_coordinator
-from jobs.prediction.gpus import GpuNetworks
-from jobs.prediction.networks import RemoteNetworks
 from jobs.training.run_folder import PROGRESS
 from matting.data import images
 from matting.data.dataset import PairOptions, open_dataset
-from matting.inference.device_errors import DeviceError
-from matting.inference.device_predictor import DevicePredictor, PackingPredictor, PhotoBatch
+from matting.inference.device_predictor import DevicePredictor, PackingPredictor
 from matting.inference.network import Network
 from matting.inference.predictor import Predictor
 from matting.nn import checkpoint
-from matting.results.pipeline import PredictionSettings
 from tests.support import jobs
 from tests.support.clusters import ENVIRONMENT, HEAD, processes_of
 from tests.support.predictions import (
     DRAWN,
-    FakeGpuWork,
     assert_accounted_for,
     draw_photo,
     new_checkpoint,
@@ -242,72 +235,6 @@ def test_blocks_of_a_sick_node_are_handled_by_the_others(tmp_path: Path, cluster
     subprocess.run([sys.executable, "-c", PREDICT_ON_A_SICK_NODE, *options], check=True)
     assert_accounted_for(tmp_path / "out", photo_keys(300))
     assert_same_as_predictor(tmp_path / "out", trained, 300, gpus)
-
-
-def wait_for_networks(coordinator: Any, supervisor: GpuNetworks, count: int, without: str = "") -> set[str]:
-    """Update the supervisor until the coordinator offers so many networks, and return their identities."""
-    while True:
-        supervisor.update()
-        networks = {ray.get(coordinator.take_network.remote(block)) for block in range(2 * count)} - {None}
-        identities = {network.identity for network in networks}
-        if len(identities) == count and without not in identities:
-            return identities
-        time.sleep(0.1)
-
-
-def follow_gpus(folder: Path) -> None:
-    """Start a cluster in this process, let it grow and shrink, and check which networks its tasks get."""
-    trained = new_checkpoint(folder / "trained", seed=0)
-    settings = PredictionSettings(("alpha",), "png", "guided", "files", "fp32")
-    work = FakeGpuWork(trained, checkpoint.load(trained).identity, str(folder / "out"), settings, "run")
-    photo = images.decode_image(draw_photo(0))
-    batch = PhotoBatch(photo.reshape(-1), np.array([photo.shape[:2]]), np.array([photo.shape[:2]]))
-    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
-    ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-    coordinator = start_coordinator()
-    supervisor, task = GpuNetworks(work, coordinator), RemoteNetworks(coordinator)
-
-    assert ray.get(coordinator.take_network.remote(0)) is None
-    cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80_000_000)
-    (first,) = wait_for_networks(coordinator, supervisor, 1)
-    assert ray.get(coordinator.is_round_over.remote()), "a node has joined"
-    supervisor.begin_round()
-    task.take(7)
-    alpha = task.alphas(batch)
-    assert alpha.shape == (photo.shape[0] * photo.shape[1],)
-
-    ray.kill(ray.get(coordinator.take_network.remote(0)).actor)
-    with pytest.raises(DeviceError, match="ActorDied"):
-        task.alphas(batch)
-    wait_for_networks(coordinator, supervisor, 1, without=first)
-    task.take(7)
-    np.testing.assert_array_equal(task.alphas(batch), alpha)
-    assert len(ray.get(coordinator.broken.remote())) == 1
-    assert not ray.get(coordinator.is_round_over.remote())
-
-    second = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80_000_000)
-    wait_for_networks(coordinator, supervisor, 2)
-    jobs.kill(processes_of(second))
-    wait_for_networks(coordinator, supervisor, 1)
-    task.take(7)
-    np.testing.assert_array_equal(task.alphas(batch), alpha)
-    ray.shutdown()
-    cluster.shutdown()
-
-
-FOLLOW_GPUS = """
-import sys
-from pathlib import Path
-from tests.jobs.test_nodes import follow_gpus
-
-follow_gpus(Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.usefixtures("environment")
-def test_networks_follow_the_gpus_of_the_cluster(tmp_path: Path) -> None:
-    # This process may be connected to another cluster.
-    subprocess.run([sys.executable, "-c", FOLLOW_GPUS, str(tmp_path)], check=True)
 
 
 HOLD_GPU = """
