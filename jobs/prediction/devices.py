@@ -1,4 +1,4 @@
-"""Devices of a prediction: whether its network runs on GPUs, and on how many of them."""
+"""Devices of a prediction: whether its network runs on GPUs."""
 
 from dataclasses import replace
 from typing import Literal
@@ -18,7 +18,7 @@ def start_prediction_cluster(device: DeviceOption, workers: int | None) -> Resou
         workers: Number of tasks at a time; None for one on each core.
 
     Returns:
-        The cluster, with the number of GPUs to predict on: those that are free.
+        The cluster; without GPUs if the network runs on CPUs.
 
     Raises:
         ClusterError: The cluster is too small, or a node cannot use its GPUs.
@@ -28,7 +28,6 @@ def start_prediction_cluster(device: DeviceOption, workers: int | None) -> Resou
     if device == "cpu" or not found.gpus:
         return replace(found, gpus=0)
     require_gpus(found.is_own)
-    if found.is_own:
-        return found
-    cluster.wait_until_free(1, 0, 1, what)
-    return replace(found, gpus=max(1, int(cluster.free_resources().get("GPU", 0))))
+    if not found.is_own:
+        cluster.wait_until_free(1, 0, 1, what)
+    return found
