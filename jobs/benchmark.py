@@ -21,7 +21,7 @@ import torch
 
 from jobs.bench import network, scripts
 from jobs.bench.job_runs import run_predict, run_train
-from jobs.bench.loop import loop_rate
+from jobs.bench.loop import LoopRates
 from jobs.bench.processes import run_fresh
 from jobs.bench.report import Results, write_benchmark
 from jobs.bench.stages import measure_stages
@@ -30,8 +30,11 @@ from jobs.common import config
 from jobs.common.cli import run_job
 from jobs.common.machine import usable_cores
 from matting.data.dataset import PairOptions, open_dataset
+from matting.inference.predictor import Refine
 from matting.nn.precision import fastest_float, fastest_number_format
 from matting.storage.uri import absolute_uri, is_local, split_uri
+
+REFINES: tuple[Refine, ...] = ("none", "guided")  # what is compared everywhere
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class BenchmarkConfig:
         output: URI of a local folder for results, and for scratch files, which are removed at the end.
         rounds: Number of times that everything is measured.
         seconds: Duration of one measurement, start-up excluded.
-        sizes: Numbers of photos in the collections whose overhead per photo is compared.
+        sizes: Numbers of photos in the collections of which overhead per photo is compared, and throughput with a plain
+            loop of the job's own functions.
     """
 
     data: str | None = None
@@ -57,7 +61,7 @@ class BenchmarkConfig:
     output: str = "benchmark"
     rounds: int = 3
     seconds: float = 10.0
-    sizes: tuple[int, ...] = (500, 5_000, 50_000)
+    sizes: tuple[int, ...] = (5_000, 50_000)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.seconds <= 0 or not self.sizes or min(self.sizes) < 1:
@@ -151,15 +155,11 @@ def bench_predict(results: Results, work: Workload, options: BenchmarkConfig) ->
             run = run_predict(work, folder, *arguments)
             results.add(name, "photos/s", run.photos_per_second)
             results.stage_percent[name] = run.stage_percent
-            if variant in ("none", "guided") and not torch.cuda.is_available():
-                settings = (variant, fastest_number_format(network.default_device()), options.seconds)
-                rate = run_fresh(loop_rate, folder, work.checkpoint, *settings, processes=usable_cores())
-                results.add(f"pipeline in a loop, {collection}, {variant}", "photos/s", rate)
             if number == 0 and variant == "none":
                 results.add("predict, command to first photo", "s", run.first_photo_seconds)
                 results.add("predict, start of Ray", "s", run.ray_start_seconds)
         folder = link_copies(photos, max(64, int(500 * options.seconds)), work.scratch / "photos")
-        for refine in ("none", "guided"):
+        for refine in REFINES:
             run = run_predict(work, folder, f"--refine={refine}", without_network=True)
             results.add(f"predict overhead, {collection}, {refine}", "CPU-ms", run.cpu_ms)
 
@@ -199,12 +199,30 @@ def bench_train(results: Results, work: Workload, options: BenchmarkConfig) -> N
 
 
 def bench_sizes(results: Results, work: Workload, options: BenchmarkConfig) -> None:
-    """Measure the overhead per photo and the peak memory in collections of several sizes."""
+    """Measure collections of several sizes: the overhead per photo, peak memory, and the job beside a plain loop."""
     for size in options.sizes:
         folder = link_copies(next(iter(work.photos.values())), size, work.scratch / "photos")
         run = run_predict(work, folder, "--refine=none", without_network=True)
         results.add(f"predict overhead, {size:,} photos", "CPU-ms", run.cpu_ms)
         results.add(f"predict overhead, {size:,} photos, peak memory", "MB", run.peak_megabytes)
+        if not torch.cuda.is_available():
+            for collection in work.photos:
+                compare_with_loop(results, work, options, collection, size)
+
+
+def compare_with_loop(results: Results, work: Workload, options: BenchmarkConfig, collection: str, size: int) -> None:
+    """Measure the predict job on CPUs, and before and after it a plain loop of the same functions, on these photos."""
+    folder = link_copies(work.photos[collection], size, work.scratch / "photos")
+    number_format = fastest_number_format(torch.device("cpu"))
+    for refine in REFINES:
+        loop = LoopRates(folder, work.checkpoint, refine, number_format, options.seconds)
+        loop.measure()
+        run = run_predict(work, folder, f"--refine={refine}")
+        loop.measure()
+        for job, measured in (("predict", run), ("pipeline in a loop", loop)):
+            name = f"{job}, {collection}, {refine}, {size:,} photos"
+            results.add(name, "photos/s", measured.photos_per_second)
+            results.add(f"{name}, cost", "CPU-ms", measured.cpu_ms)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import multiprocessing
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +32,34 @@ def fresh_pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, mp_context=context, initializer=timing.set_start_barrier, initargs=(barrier,))
 
 
-def run_fresh(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> Any:
+def run_fresh(
+    function: Callable[..., Any], *arguments: Any, processes: int = 1, environment: Mapping[str, str] | None = None
+) -> Any:
     """Call a function in fresh processes and return its result; with several processes, the sum of their results.
 
     Args:
         function: Function at the top level of a module.
         arguments: Arguments of the call, the same in each process.
         processes: Number of processes that call the function at once.
+        environment: Variables that the processes start with, beside those of this process.
     """
-    with fresh_pool(processes) as pool:
+    with environment_with(environment or {}), fresh_pool(processes) as pool:
         values = [future.result() for future in [pool.submit(function, *arguments) for _ in range(processes)]]
     return sum(values) if processes > 1 else values[0]
+
+
+@contextmanager
+def environment_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables during a ``with``, for processes that start meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True)

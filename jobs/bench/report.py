@@ -91,8 +91,8 @@ def compute_ratios(results: Results) -> dict[str, float]:
     same_step = "network alone, training, between jobs"
     networks = ("network alone, predicting", "network alone, predicting, float")
     pairs = [(name, network) for network in networks for name in predictions]
-    loops = [(name, f"pipeline in a loop, {name.removeprefix('predict, ')}") for name in predictions]
-    pairs += [(name, loop) for name, loop in loops if loop in names]
+    loops = [name for name in names if name.startswith("pipeline in a loop, ")]
+    pairs += [(name.replace("pipeline in a loop", "predict"), name) for name in loops]
     pairs += [(network, "network alone, predicting, eager fp32") for network in networks]
     pairs += [
         (none, "script, predicting, plain loop"),
@@ -133,7 +133,9 @@ def conclusions(results: Results) -> Iterator[str]:
 def throughput_chart(results: Results) -> str:
     """Return an SVG with a bar for every throughput, one panel for photos/s and one for samples/s."""
     panels = {
-        unit: [name for name, each in results.units.items() if each == unit and "threads" not in name]
+        unit: [
+            name for name, each in results.units.items() if each == unit and not re.search(r"threads|\d photos$", name)
+        ]
         for unit in ("photos/s", "samples/s")
     }
     with rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):

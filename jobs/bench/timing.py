@@ -1,17 +1,27 @@
 """Timers for code that is called again and again inside one process.
 
-    calls_per_second   wall time, over all cores   -> throughput
-    cpu_ms_per_call    CPU time of this process    -> cost
+    calls_per_second   wall time, over all cores          -> throughput
+    rate_of_calls      the same, and the CPU time it took -> throughput and cost
+    cpu_ms_per_call    CPU time of this process           -> cost
 
-Several processes that measure at once start together: each waits in `calls_per_second` for the others.
+Several processes that measure at once start together: each waits in `rate_of_calls` for the others.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.synchronize import Barrier
+from typing import NamedTuple
 
 WARM_UP_CALLS = 2
+
+
+class Rate(NamedTuple):
+    """Rate of calls in one process."""
+
+    per_second: float
+    cores: float  # CPU seconds per second, over all threads
+
 
 _start_barrier: Barrier | None = None
 
@@ -23,7 +33,12 @@ def set_start_barrier(barrier: Barrier) -> None:
 
 
 def calls_per_second(calls: Iterable[Callable[[], object]], seconds: float) -> float:
-    """Return the number of calls per second, after two calls to warm up.
+    """Return the number of calls per second; see :func:`rate_of_calls`."""
+    return rate_of_calls(calls, seconds).per_second
+
+
+def rate_of_calls(calls: Iterable[Callable[[], object]], seconds: float) -> Rate:
+    """Return the rate of calls, after two calls to warm up.
 
     Args:
         calls: Functions to call in turn, again and again.
@@ -34,11 +49,11 @@ def calls_per_second(calls: Iterable[Callable[[], object]], seconds: float) -> f
         call()
     if _start_barrier:
         _start_barrier.wait()
-    began, done = time.perf_counter(), 0
+    began, cpu_began, done = time.perf_counter(), time.process_time(), 0
     while (elapsed := time.perf_counter() - began) < seconds:
         next(endless)()
         done += 1
-    return done / elapsed
+    return Rate(done / elapsed, (time.process_time() - cpu_began) / elapsed)
 
 
 def cpu_ms_per_call(call: Callable[[int], object], count: int, seconds: float) -> float:

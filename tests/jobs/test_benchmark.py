@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import torch
 
 from jobs import benchmark
-from jobs.bench import job_runs, network, null_jobs, report, timing
-from jobs.bench.processes import monitor
+from jobs.bench import job_runs, loop, network, null_jobs, report, timing
+from jobs.bench.processes import environment_with, monitor
 from jobs.bench.report import Results
 from jobs.bench.workload import Workload, link_copies, prepare, untrained_unet, write_drawn_pair
 from jobs.benchmark import BenchmarkConfig
@@ -79,6 +80,30 @@ def test_predict_without_network_does_everything_else(work: Workload) -> None:
     assert len(mattes) == 40
     disc = images.decode_alpha(mattes[0].read_bytes())
     assert (disc[35, 30], disc[0, 0]) == (255, 0)
+
+
+@pytest.mark.slow
+def test_job_is_compared_with_a_loop_that_does_the_same(work: Workload) -> None:
+    results = Results()
+    benchmark.compare_with_loop(results, work, BenchmarkConfig(seconds=0.1), "60x70", 40)
+    for name in ("predict", "pipeline in a loop"):
+        assert results.last(f"{name}, 60x70, none, 40 photos") > 0
+        assert results.last(f"{name}, 60x70, none, 40 photos, cost") > 0
+
+
+def test_loop_has_a_rate_and_a_cost(work: Workload) -> None:
+    folder = link_copies(work.photos["60x70"], 8, work.scratch / "few")
+    photos_per_second, cores = loop.loop_rate(folder, work.checkpoint, "none", "fp32", 0.05)
+    assert photos_per_second > 8
+    assert cores > 0
+
+
+def test_variables_reach_fresh_processes_and_leave_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATTING_TEST_OLD", "before")
+    with environment_with({"MATTING_TEST_OLD": "during", "MATTING_TEST_NEW": "during"}):
+        shown = monitor([sys.executable, "-c", "import os; print(os.environ['MATTING_TEST_OLD'])"]).output
+    assert (shown.strip(), os.environ["MATTING_TEST_OLD"]) == ("during", "before")
+    assert "MATTING_TEST_NEW" not in os.environ
 
 
 @pytest.mark.slow
@@ -149,6 +174,8 @@ def figures(rounds: int) -> Results:
             "predict, s, guided, cutouts": 30,
             "predict, s, none, 1 worker": 25,
             "predict, s, mirrored": 10,
+            "predict, s, none, 5,000 photos": 46,
+            "pipeline in a loop, s, none, 5,000 photos": 50,
             "script, predicting, plain loop": 10,
             "script, predicting, DataLoader loop": 15,
         }.items():
@@ -185,6 +212,7 @@ def test_report_has_medians_ratios_and_bottlenecks(tmp_path: Path, capsys: pytes
     assert written["ratios"]["train, raw / script, training, DataLoader, raw"] == 1.5
     assert written["ratios"]["train, packed / network alone, training"] == 0.95
     assert written["ratios"]["train, packed / network alone, training, between jobs"] == 1
+    assert written["ratios"]["predict, s, none, 5,000 photos / pipeline in a loop, s, none, 5,000 photos"] == 0.92
     size = "predict overhead, {} photos"
     assert written["ratios"][f"{size.format('5,000')} / {size.format('500')}"] == pytest.approx(1.05)
     assert written["sentences"] == [
