@@ -7,19 +7,26 @@
 The network alone is the limit of both jobs. Their overhead is measured with the network taken out, as CPU time of all
 their processes, Ray's included. A noisy machine harms all measurements of a round alike, so ratios are taken within a
 round. To measure a GPU node of a cluster, run the benchmark there.
+
+With --device it measures one device instead, for --minutes: training steps, predicting by stage, and both jobs; see
+jobs/bench/device.py.
 """
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from jobs.bench import network, scripts
+from jobs.bench.device import DeviceBenchmark, DevicePlan, find_device, run_in_time
+from jobs.bench.device_report import write_device_report
 from jobs.bench.job_runs import run_predict, run_train
 from jobs.bench.loop import LoopRates
 from jobs.bench.processes import run_fresh
@@ -53,6 +60,8 @@ class BenchmarkConfig:
         seconds: Duration of one measurement, start-up excluded.
         sizes: Numbers of photos in the collections of which overhead per photo is compared, and throughput with a plain
             loop of the job's own functions.
+        device: Device to measure instead of the machine, on drawn people: "gpu" (the first one) or "cpu".
+        minutes: Duration of the whole benchmark of a device.
     """
 
     data: str | None = None
@@ -62,8 +71,14 @@ class BenchmarkConfig:
     rounds: int = 3
     seconds: float = 10.0
     sizes: tuple[int, ...] = (5_000, 50_000)
+    device: Literal["cpu", "gpu"] | None = None
+    minutes: float = 8.0
 
     def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise ValueError(f"--minutes must be more than 0, is {self.minutes:g}")
+        if self.device and (self.data or self.images or self.checkpoint):
+            raise ValueError("--device measures drawn people: leave out --data, --images and --checkpoint")
         if self.rounds < 1 or self.seconds <= 0 or not self.sizes or min(self.sizes) < 1:
             raise ValueError("--rounds, --seconds and --sizes must be more than 0")
         if not is_local(self.output):
@@ -78,9 +93,11 @@ def main(argv: Sequence[str]) -> None:
     options = config.parse(BenchmarkConfig, argv)
     os.environ.pop("RAY_ADDRESS", None)  # the jobs must start a cluster on this machine
     output = Path(absolute_uri(split_uri(options.output)[1]))
+    if options.device:
+        measure_device(options.device, DevicePlan(), 60 * options.minutes, output)
+        return
     output.mkdir(parents=True, exist_ok=True)
-    results = Results()
-    began = datetime.now(UTC)
+    results, began = Results(), datetime.now(UTC)
     try:
         work = prepare(options.data, options.images, options.checkpoint, output / "scratch")
         for number in range(options.rounds):
@@ -90,6 +107,25 @@ def main(argv: Sequence[str]) -> None:
     finally:
         shutil.rmtree(output / "scratch", ignore_errors=True)
     write_benchmark(results, began, output)
+
+
+def measure_device(name: str, plan: DevicePlan, seconds: float, output: Path) -> None:
+    """Measure a device, and write the results.
+
+    Raises:
+        NoGpuError: torch cannot compute on a GPU of this machine.
+    """
+    began, deadline = datetime.now(UTC), time.monotonic() + seconds
+    device = find_device(name)
+    scratch = output / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    bench = DeviceBenchmark(device, plan, scratch)
+    try:
+        reasons = run_in_time(list(bench.measurements()), deadline, device)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    write_device_report(bench.results, reasons, began, output / f"benchmark-{name}.json")
 
 
 def bench_network(results: Results, work: Workload, options: BenchmarkConfig) -> None:

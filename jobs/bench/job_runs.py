@@ -7,6 +7,7 @@ Figures come from the files that a job leaves: summary.json, the ledger and metr
 """
 
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -41,7 +42,9 @@ class PredictRun:
     stage_percent: dict[str, float]  # share of the tasks' time, by stage
 
 
-def run_predict(work: Workload, photos: str, *options: str, without_network: bool = False) -> PredictRun:
+def run_predict(
+    work: Workload, photos: str, *options: str, without_network: bool = False, limit_seconds: float = math.inf
+) -> PredictRun:
     """Predict a folder of photos.
 
     Args:
@@ -49,12 +52,17 @@ def run_predict(work: Workload, photos: str, *options: str, without_network: boo
         photos: URI of the folder.
         options: Further options of jobs/predict.py.
         without_network: Take the network out, to measure the overhead.
+        limit_seconds: Time after which the job is killed.
+
+    Raises:
+        JobError: The job failed, or took longer.
     """
     output = work.scratch / "mattes"
     shutil.rmtree(output, ignore_errors=True)
     job = [*NULL_JOB, "predict"] if without_network else [str(JOBS / "predict.py")]
     command = monitor(
-        [sys.executable, *job, f"--checkpoint={work.checkpoint}", f"--images={photos}", f"--output={output}", *options]
+        [sys.executable, *job, f"--checkpoint={work.checkpoint}", f"--images={photos}", f"--output={output}", *options],
+        limit_seconds,
     )
     finished = ledger.read(str(output), ["finished_at"])["finished_at"].to_numpy().astype("datetime64[us]")
     seconds = np.sort(finished).astype(np.int64) / 1e6
@@ -84,7 +92,14 @@ class TrainRun:
 
 
 def run_train(
-    work: Workload, data: str, seconds: float, *options: str, workers: int = 1, without_network: bool = False
+    work: Workload,
+    data: str,
+    seconds: float,
+    *options: str,
+    workers: int = 1,
+    batch: int = TRAIN_BATCH,
+    without_network: bool = False,
+    limit_seconds: float = math.inf,
 ) -> TrainRun:
     """Train the checkpoint's network anew by the baseline's recipe, for a limited time.
 
@@ -94,7 +109,12 @@ def run_train(
         seconds: Duration of the training, start-up excluded.
         options: Further options of jobs/train.py.
         workers: Number of data-parallel workers.
+        batch: Number of samples in a step of one worker.
         without_network: Take the network out, to measure the overhead.
+        limit_seconds: Time after which the job is killed.
+
+    Raises:
+        JobError: The job failed, or took longer.
     """
     output = work.scratch / "runs"
     shutil.rmtree(output, ignore_errors=True)
@@ -105,22 +125,22 @@ def run_train(
         [
             *(sys.executable, *job, "--recipe=baseline", *(f"--{name}={value}" for name, value in shape.items())),
             *(f"--data={data}", f"--output={output}", "--name=run"),
-            *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={TRAIN_BATCH}"),
+            *("--epochs=100000", f"--minutes={seconds / 60}", f"--batch={batch}"),
             *(f"--workers={workers}", *options),
-        ]
+        ],
+        limit_seconds,
     )
     lines = (output / "run/metrics.jsonl").read_text().splitlines()
     epochs = [row for row in map(json.loads, lines) if "val_mad" in row]
     # Without a network, one epoch may be shorter than the time between two samples of the processes. If there is only
     # one epoch, the CPU time of the whole command counts.
     start, steps = (epochs[0]["time"], epochs[0]["step"]) if len(epochs) > 1 else (command.began, 0)
-    batch = TRAIN_BATCH * workers
-    samples = (epochs[-1]["step"] - steps) * batch
+    samples = (epochs[-1]["step"] - steps) * batch * workers
     return TrainRun(
         samples_per_second=statistics.median(row["samples_per_second"] for row in epochs[1:] or epochs),
         cpu_ms=1000 * command.cpu_seconds(start, epochs[-1]["time"]) / samples,
         first_batch_seconds=read_summary(output / "run")["first_batch_seconds"],
-        waiting=statistics.median(waiting_fractions(epochs, batch)),
+        waiting=statistics.median(waiting_fractions(epochs, batch * workers)),
     )
 
 

@@ -6,8 +6,11 @@
 The benchmark calls these functions in fresh processes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench.timing import calls_per_second
@@ -66,22 +69,37 @@ def train_step_rate(uri: str, threads: int, seconds: float) -> float:
 def matmul_flops(threads: int, seconds: float, number_format: NumberFormat) -> float:
     """Return the FLOP/s (for int8, operations per second) of products of large square matrices."""
     torch.set_num_threads(threads)
-    side = 8192 if default_device().type == "cuda" else 2048
+    multiply = matmul(default_device(), number_format, matmul_side(default_device()))
+    return 2 * matmul_side(default_device()) ** 3 * calls_per_second([lambda: multiply()[0, 0].item()], seconds)
+
+
+def matmul_side(device: torch.device) -> int:
+    """Return the side of square matrices whose product keeps the device busy."""
+    return 8192 if device.type == "cuda" else 2048
+
+
+def matmul(device: torch.device, number_format: NumberFormat, side: int) -> Callable[[], Tensor]:
+    """Return a function that multiplies two square matrices of this side on the device."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[number_format]
-    matrix = (100 * torch.rand(side, side, device=default_device())).to(dtype)
+    matrix = (100 * torch.rand(side, side, device=device)).to(dtype)
     # The public torch.mm would keep the sums of an int8 product in 8 bits. test_benchmark.py fails if the name goes.
     multiply = torch._int_mm if number_format == "int8" else torch.mm
-    return 2 * side**3 * calls_per_second([lambda: multiply(matrix, matrix)[0, 0].item()], seconds)
+    return lambda: multiply(matrix, matrix)
 
 
 def count_flops(uri: str) -> tuple[float, float]:
     """Return the FLOPs of one photo's forward pass and of one sample's training step, by PyTorch's counter."""
     loaded = checkpoint.load(uri)
-    image_BCHW = torch.rand(1, 3, loaded.size, loaded.size)
+    return flops_of(loaded.model, loaded.size)
+
+
+def flops_of(model: UNet, size: int) -> tuple[float, float]:
+    """Return the FLOPs of one image of size × size: of the forward pass, and of a training step."""
+    image_BCHW = torch.rand(1, 3, size, size)
     counts = []
     for backward in (False, True):
         with FlopCounterMode(display=False) as counter:
-            rgba = loaded.model(image_BCHW)
+            rgba = model(image_BCHW)
             if backward:
                 rgba.sum().backward()
         counts.append(float(counter.get_total_flops()))

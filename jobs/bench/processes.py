@@ -6,6 +6,7 @@
 This module knows nothing about what is measured.
 """
 
+import math
 import multiprocessing
 import os
 import subprocess
@@ -81,11 +82,15 @@ class MonitoredCommand:
         return max(sample[2] for sample in self.samples)
 
 
-def monitor(command: Sequence[str]) -> MonitoredCommand:
+def monitor(command: Sequence[str], limit_seconds: float = math.inf) -> MonitoredCommand:
     """Run a command until it ends, and sample the CPU time and memory of its processes.
 
+    Args:
+        command: Program and arguments.
+        limit_seconds: Time after which the command and its processes are killed.
+
     Raises:
-        JobError: The command failed. The message contains its output.
+        JobError: The command failed, or took longer. The message contains its output.
     """
     began = time.time()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -94,7 +99,8 @@ def monitor(command: Sequence[str]) -> MonitoredCommand:
     samples = [(began, 0.0, 0.0)]
     while True:
         memory = 0.0
-        for each in [process, *process.children(recursive=True)]:
+        family = [process, *process.children(recursive=True)]
+        for each in family:
             with suppress(psutil.NoSuchProcess):
                 times, size = each.cpu_times(), each.memory_info()
                 used[each] = times.user + times.system
@@ -104,7 +110,13 @@ def monitor(command: Sequence[str]) -> MonitoredCommand:
             output, _ = process.communicate(timeout=SAMPLE_SECONDS)
             break
         except subprocess.TimeoutExpired:
-            continue
+            if time.time() - began < limit_seconds:
+                continue
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        output, _ = process.communicate()
+        raise JobError(f"{' '.join(command)} took longer than {limit_seconds:.0f} s:\n{output}")
     if process.returncode:
         raise JobError(f"{' '.join(command)} failed:\n{output}")
     return MonitoredCommand(output, began, samples)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib import rc_context
@@ -55,31 +56,44 @@ class Results:
 
 def write_benchmark(results: Results, began: datetime, output: Path) -> None:
     """Print the table, the ratios and the conclusions, and write benchmark.json and benchmark.svg."""
-    machine = f"{usable_cores()} cores, {platform.processor() or platform.machine()}, {torch.cuda.device_count()} GPUs"
-    print(f"\n{'median':>69} {'spread':>19}")
-    for name, values in results.values.items():
-        spread = f"{min(values):,.2f}–{max(values):,.2f}" if len(values) > 1 else ""
-        print(f"{name:<58} {results.median(name):>10,.2f} {spread:>19} {results.units[name]}")
+    print_table(results)
     ratios = compute_ratios(results)
     print()
     for name, value in ratios.items():
         print(f"{name:<90} {value:.2f}")
     sentences = list(conclusions(results))
     print("\n" + "\n".join(sentences))
-    report = {
+    report = {**record_of(results, began), "ratios": ratios, "sentences": sentences}
+    (output / "benchmark.json").write_text(to_json(report))
+    (output / "benchmark.svg").write_text(throughput_chart(results))
+    print(f"\n{output / 'benchmark.json'}, {output / 'benchmark.svg'}")
+
+
+def print_table(results: Results) -> None:
+    """Print medians and spreads of all figures."""
+    print(f"\n{'median':>69} {'spread':>19}")
+    for name, values in results.values.items():
+        spread = f"{min(values):,.2f}–{max(values):,.2f}" if len(values) > 1 else ""
+        print(f"{name:<58} {results.median(name):>10,.2f} {spread:>19} {results.units[name]}")
+
+
+def record_of(results: Results, began: datetime) -> dict[str, Any]:
+    """Return all figures, with the command, the time at which it began, and the machine."""
+    gpus = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())) or "no GPU"
+    return {
         "command": command_line(),
         "began": began.isoformat(timespec="seconds"),
-        "machine": machine,
+        "machine": f"{usable_cores()} cores, {platform.processor() or platform.machine()}, {gpus}",
         "figures": {
             name: {"unit": results.units[name], "median": results.median(name), "values": values}
             for name, values in results.values.items()
         },
-        "ratios": ratios,
-        "sentences": sentences,
     }
-    (output / "benchmark.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    (output / "benchmark.svg").write_text(throughput_chart(results))
-    print(f"\n{output / 'benchmark.json'}, {output / 'benchmark.svg'}")
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """Return a report as JSON text."""
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
 
 
 def compute_ratios(results: Results) -> dict[str, float]:

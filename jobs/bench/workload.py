@@ -62,13 +62,21 @@ def prepare(data: str | None, collections: str | None, checkpoint_uri: str | Non
     else:
         photos = {name: draw_photos(size, originals / name) for name, size in DRAWN_SIZES.items()}
     raw = absolute_uri(data) if data else str(draw_raw_pairs(scratch / "raw"))
-    packed = str(scratch / "packed")
-    monitor([sys.executable, str(JOBS / "pack.py"), f"--pairs={raw}", f"--output={packed}", f"--side={PACKED_SIDE}"])
-    if not checkpoint_uri:
-        model = untrained_unet(UNetConfig())
-        checkpoint_uri = str(scratch / "checkpoint")
-        checkpoint.save(checkpoint_uri, model, checkpoint.describe(model, 128, {}, {}), {})
-    return Workload(photos, raw, packed, absolute_uri(checkpoint_uri), scratch)
+    uri = absolute_uri(checkpoint_uri) if checkpoint_uri else save_untrained(UNetConfig(), 128, scratch / "checkpoint")
+    return Workload(photos, raw, pack(raw, scratch / "packed"), uri, scratch)
+
+
+def pack(raw: str, folder: Path) -> str:
+    """Pack raw pairs into a new folder, and return its URI."""
+    monitor([sys.executable, str(JOBS / "pack.py"), f"--pairs={raw}", f"--output={folder}", f"--side={PACKED_SIDE}"])
+    return str(folder)
+
+
+def save_untrained(config: UNetConfig, size: int, folder: Path) -> str:
+    """Save an untrained network as a checkpoint in a new folder, and return its URI."""
+    model = untrained_unet(config)
+    checkpoint.save(str(folder), model, checkpoint.describe(model, size, {}, {}), {})
+    return str(folder)
 
 
 def collection_name(uri: str) -> str:
@@ -86,33 +94,33 @@ def fetch_photos(uri: str, folder: Path) -> list[Path]:
     return paths
 
 
-def draw_photos(size: tuple[int, int], folder: Path) -> list[Path]:
+def draw_photos(size: tuple[int, int], folder: Path, count: int = DRAWN_COUNT) -> list[Path]:
     """Draw photos of people, of this (width, height), into a new folder."""
     folder.mkdir(parents=True)
-    paths = [folder / f"{number}.jpg" for number in range(DRAWN_COUNT)]
+    paths = [folder / f"{number}.jpg" for number in range(count)]
     with fresh_pool(usable_cores()) as pool:
-        list(pool.map(write_drawn_pair, range(DRAWN_COUNT), [size] * DRAWN_COUNT, paths, [None] * DRAWN_COUNT))
+        list(pool.map(write_drawn_pair, range(count), [size] * count, paths, [None] * count))
     return paths
 
 
-def draw_raw_pairs(folder: Path) -> Path:
-    """Draw raw pairs, as large as AISegment's, into a new folder. Pairs after the first 300 are links to those."""
+def draw_raw_pairs(folder: Path, drawn: int = DRAWN_COUNT, count: int = PAIR_COUNT) -> Path:
+    """Draw raw pairs, as large as AISegment's, into a new folder. Pairs after the first `drawn` are links to those."""
     image_folder, matte_folder = folder / "images", folder / "mattes"
     image_folder.mkdir(parents=True)
     matte_folder.mkdir()
-    names = [f"{number:04d}" for number in range(DRAWN_COUNT)]
+    names = [f"{number:04d}" for number in range(drawn)]
     with fresh_pool(usable_cores()) as pool:
         list(
             pool.map(
                 write_drawn_pair,
-                range(DRAWN_COUNT, 2 * DRAWN_COUNT),
-                [DRAWN_SIZES["600x800"]] * DRAWN_COUNT,
+                range(DRAWN_COUNT, DRAWN_COUNT + drawn),
+                [DRAWN_SIZES["600x800"]] * drawn,
                 [image_folder / f"{name}.jpg" for name in names],
                 [matte_folder / f"{name}.png" for name in names],
             )
         )
-    for number in range(DRAWN_COUNT, PAIR_COUNT):
-        name = names[number - DRAWN_COUNT]
+    for number in range(drawn, count):
+        name = names[number % drawn]
         for path in (image_folder / f"{name}.jpg", matte_folder / f"{name}.png"):
             os.link(path, path.with_stem(f"{number:04d}"))
     return folder
