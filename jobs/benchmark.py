@@ -9,7 +9,7 @@ their processes, Ray's included. A noisy machine harms all measurements of a rou
 round. To measure a GPU node of a cluster, run the benchmark there.
 
 With --device it measures one device instead, for --minutes: training steps, predicting by stage, and both jobs; see
-jobs/bench/device.py.
+jobs/bench/device/benchmark.py.
 """
 
 import os
@@ -25,8 +25,8 @@ from typing import Literal
 import torch
 
 from jobs.bench import network, scripts
-from jobs.bench.device import DeviceBenchmark, DevicePlan, find_device, run_in_time
-from jobs.bench.device_report import write_device_report
+from jobs.bench.device.benchmark import DeviceBenchmark, DevicePlan, find_device, run_in_time
+from jobs.bench.device.report import write_device_report
 from jobs.bench.job_runs import run_predict, run_train
 from jobs.bench.loop import LoopRates
 from jobs.bench.processes import run_fresh

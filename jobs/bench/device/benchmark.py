@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.bench.device_predict import Photos, PredictFigures, draw_batch, measure_batch, measure_task
-from jobs.bench.device_timing import forget_peak, ms_per_call
-from jobs.bench.device_training import Recipe, StepFigures, matting_recipe, measure_step, phases
+from jobs.bench.device.predict import DrawnBatch, PredictFigures, draw_batch, measure_batch, measure_task
+from jobs.bench.device.timing import forget_peak, ms_per_call
+from jobs.bench.device.training import Recipe, StepFigures, matting_recipe, measure_step, phases
 from jobs.bench.job_runs import run_predict, run_train
 from jobs.bench.network import matmul, matmul_side
 from jobs.bench.report import Results
@@ -100,8 +100,8 @@ def run_in_time(measurements: list[Measurement], deadline: float, device: torch.
         if left <= 0:
             reasons[measurement.name] = "no time was left; give more --minutes"
             continue
-        forget_peak(device)
         try:
+            forget_peak(device)
             measurement.run(left * measurement.weight / sum(later.weight for later in measurements[number:]))
         except Exception as error:  # any type: whatever fails, the others are worth their time on a rented machine
             first_line = (str(error).strip().splitlines() or [""])[0]
@@ -130,7 +130,7 @@ class DeviceBenchmark:
         self._name = "gpu" if device.type == "cuda" else "cpu"
         self._format = fastest_float(device)
         self._peak = math.nan  # FLOP/s of matrix products
-        self._photos = dict[str, Photos]()
+        self._photos = dict[str, DrawnBatch]()
 
     def measurements(self) -> Iterator[Measurement]:
         """Yield the measurements, those first that the later ones refer to, and the jobs last."""

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs.bench.device_timing import Kernels, kernels_of, ms_per_call, peak_gigabytes
+from jobs.bench.device.timing import Kernels, kernels_of, ms_per_call, peak_gigabytes
 from jobs.bench.network import flops_of
 from jobs.bench.workload import untrained_unet
 from matting.data import images
@@ -48,7 +48,7 @@ MICRO_BATCH = 64  # images of a forward pass, as in the job's actors on GPUs
 
 
 @dataclass(frozen=True)
-class Photos:
+class DrawnBatch:
     """Photos of people, as files and as a task sends them to a GPU.
 
     Args:
@@ -72,7 +72,7 @@ class PredictFigures(NamedTuple):
     gigabytes: float  # at the peak
 
 
-def draw_batch(width: int, height: int, count: int, size: int) -> Photos:
+def draw_batch(width: int, height: int, count: int, size: int) -> DrawnBatch:
     """Draw a batch of photos for a network of this size, at most as many as the predictor takes in one group."""
     count = min(count, MAX_PIXELS_TOGETHER // (width * height))
     people = list(islice(cycle([draw_person(0, number, width, height) for number in range(min(DRAWN, count))]), count))
@@ -87,11 +87,11 @@ def draw_batch(width: int, height: int, count: int, size: int) -> Photos:
     packing = PackingPredictor(size, keep)
     decoded = [images.decode_photo(file, packing.min_side).image_HWC for file in files]
     packing.timed_alphas(decoded, [(width, height)] * count, lambda _: nullcontext())
-    return Photos(files, np.concatenate([alpha.reshape(-1) for _, alpha in people]), batches[0])
+    return DrawnBatch(files, np.concatenate([alpha.reshape(-1) for _, alpha in people]), batches[0])
 
 
 def measure_batch(
-    photos: Photos, config: UNetConfig, size: int, refine: Refine, device: torch.device, seconds: float
+    photos: DrawnBatch, config: UNetConfig, size: int, refine: Refine, device: torch.device, seconds: float
 ) -> PredictFigures:
     """Return the figures of predicting a batch on a device.
 
@@ -146,7 +146,7 @@ def device_stages(
     }
 
 
-def measure_task(photos: Photos, size: int, seconds: float) -> float:
+def measure_task(photos: DrawnBatch, size: int, seconds: float) -> float:
     """Return the CPU milliseconds of a photo in a task beside a GPU: all but what the GPU does.
 
     Args:

@@ -1,6 +1,6 @@
 """Report of one device's measurements: a table, what bounds each, and JSON.
 
-figures of jobs/bench/device.py, reasons of those that are missing -> terminal, benchmark-<device>.json
+figures of jobs/bench/device/benchmark.py, reasons of those that are missing -> terminal, benchmark-<device>.json
 """
 
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from jobs.bench.device_timing import Kernels, kernels_of, peak_gigabytes
+from jobs.bench.device.timing import Kernels, kernels_of, peak_gigabytes
 from jobs.bench.network import flops_of
 from jobs.bench.workload import untrained_unet
 from jobs.common import config
