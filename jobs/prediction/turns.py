@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_CORES = 1 << 16  # of a machine
-POLL_SECONDS = 0.003  # one task of a machine looks for a free core so often; that takes less than 1 % of a core
+POLL_SECONDS = 0.01  # one task of a machine looks for a free core so often; that takes less than 1 % of a core
 
 
 @contextmanager
