@@ -116,7 +116,7 @@ def monitor(command: Sequence[str], limit_seconds: float = math.inf) -> Monitore
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         output, _ = process.communicate()
-        raise JobError(f"{' '.join(command)} took longer than {limit_seconds:.0f} s:\n{output}")
+        raise JobError(f"{' '.join(command)} took longer than {limit_seconds:g} s:\n{output}")
     if process.returncode:
         raise JobError(f"{' '.join(command)} failed:\n{output}")
     return MonitoredCommand(output, began, samples)

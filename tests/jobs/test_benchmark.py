@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -158,6 +159,13 @@ def test_command_is_monitored_with_its_children() -> None:
 def test_failed_command_is_reported_with_its_output() -> None:
     with pytest.raises(JobError, match="no such thing"):
         monitor([sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+def test_command_that_takes_too_long_is_killed() -> None:
+    began = time.monotonic()
+    with pytest.raises(JobError, match=r"took longer than 1 s:\nbegun"):
+        monitor([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], limit_seconds=1)
+    assert time.monotonic() - began < 30
 
 
 def figures(rounds: int) -> Results:
