@@ -4,6 +4,7 @@ folder of photos -> blocks -> fetch, decode, squash, network, refine, encode, wr
 """
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
 
@@ -64,6 +65,21 @@ def loop_rate(folder: str, uri: str, refine: Refine, precision: NumberFormat, se
     Arguments are those of :class:`LoopRates`.
     """
     torch.set_num_threads(1)
+    with TemporaryDirectory() as output:
+        size, calls = block_calls(folder, uri, refine, precision, output)
+        rate = rate_of_calls(calls, seconds)
+    return np.array([size * rate.per_second, rate.cores])
+
+
+def block_calls(
+    folder: str, uri: str, refine: Refine, precision: NumberFormat, output: str
+) -> tuple[int, list[Callable[[], object]]]:
+    """Return the number of photos of a block, and functions that each handle a block of the folder.
+
+    Args:
+        folder, uri, refine, precision: As for :class:`LoopRates`.
+        output: URI of the folder for mattes and ledger parts.
+    """
     settings = PredictionSettings(("alpha",), "png", refine, "files", precision)
     photos = find_photos(folder).table
     photos = photos.append_column("outputs", pa.nulls(len(photos), pa.list_(pa.string())))
@@ -72,8 +88,5 @@ def loop_rate(folder: str, uri: str, refine: Refine, precision: NumberFormat, se
     loaded, device = checkpoint.load(uri), torch.device("cpu")
     predictor = Predictor(Network(loaded, device, precision), refine)
     micro_batch = micro_batch_size(device, precision)
-    with TemporaryDirectory() as output:
-        pipeline = PhotoPipeline(output, settings, "loop", loaded.identity, predictor, micro_batch)
-        calls = [partial(pipeline.handle, block, number) for number, block in enumerate(blocks)]
-        rate = rate_of_calls(calls, seconds)
-    return np.array([size * rate.per_second, rate.cores])
+    pipeline = PhotoPipeline(output, settings, "loop", loaded.identity, predictor, micro_batch)
+    return size, [partial(pipeline.handle, block, number) for number, block in enumerate(blocks)]

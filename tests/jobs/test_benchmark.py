@@ -84,7 +84,8 @@ def test_predict_without_network_does_everything_else(work: Workload) -> None:
 
 
 @pytest.mark.slow
-def test_job_is_compared_with_a_loop_that_does_the_same(work: Workload) -> None:
+def test_job_is_compared_with_a_loop_that_does_the_same(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "REFINES", ("none",))
     results = Results()
     benchmark.compare_with_loop(results, work, BenchmarkConfig(seconds=0.1), "60x70", 40)
     for name in ("predict", "pipeline in a loop"):
