@@ -3,7 +3,6 @@
 folder of photos -> blocks -> fetch, decode, squash, network, refine, encode, write, ledger part, in each process
 """
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -51,12 +50,12 @@ class LoopRates:
     @property
     def photos_per_second(self) -> float:
         """Mean of all measurements."""
-        return statistics.mean(photos for photos, _ in self._measured)
+        return float(np.mean([photos for photos, _ in self._measured]))
 
     @property
     def cpu_ms(self) -> float:
         """CPU milliseconds of a photo, the mean of all measurements."""
-        return statistics.mean(1000 * cores / photos for photos, cores in self._measured)
+        return float(np.mean([1000 * cores / photos for photos, cores in self._measured]))
 
 
 def loop_rate(folder: str, uri: str, refine: Refine, precision: NumberFormat, seconds: float) -> np.ndarray:

@@ -163,7 +163,7 @@ def test_sentences_tell_what_bounds_steps_feed_and_jobs() -> None:
 def test_kernels_are_counted_and_timed() -> None:
     matrix = torch.rand(256, 256)
     kernels = kernels_of(lambda: matrix @ matrix, CPU)
-    assert kernels.count >= 1
+    assert kernels.number >= 1
     assert kernels.ms > 0
 
 

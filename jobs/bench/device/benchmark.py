@@ -198,7 +198,7 @@ class DeviceBenchmark:
         return 1e5 * flops / milliseconds / self._peak
 
     def _add_use(self, name: str, found: StepFigures | PredictFigures) -> None:
-        self.results.add(f"{name}: kernels", "a call", found.kernels.count)
+        self.results.add(f"{name}: kernels", "a call", found.kernels.number)
         self.results.add(f"{name}: device busy", "%", 100 * found.kernels.ms / found.ms)
         self.results.add(f"{name}: peak memory", "GB", found.gigabytes)
 

@@ -76,15 +76,14 @@ def matting_recipe() -> Recipe:
 
 def phases(recipe: Recipe) -> dict[str, tuple[TrainingConfig, int]]:
     """Return the configs of the three phases of a run, each held for a whole run, and their image sides."""
-    augmented = recipe.augment_size or recipe.size
-    both = {"augment_fraction": ALWAYS, "half_res_fraction": NEVER}
+    augmented, training = recipe.augment_size or recipe.size, recipe.training
+    half = replace(training, augment_fraction=ALWAYS, half_res_fraction=ALWAYS)
+    full = replace(training, augment_fraction=ALWAYS, half_res_fraction=NEVER)
+    plain = replace(training, augment_fraction=NEVER, half_res_fraction=NEVER)
     return {
-        f"augmented at {augmented // 2}": (
-            replace(recipe.training, **(both | {"half_res_fraction": ALWAYS})),
-            augmented // 2,
-        ),
-        f"augmented at {augmented}": (replace(recipe.training, **both), augmented),
-        f"plain at {recipe.size}": (replace(recipe.training, **(both | {"augment_fraction": NEVER})), recipe.size),
+        f"augmented at {augmented // 2}": (half, augmented // 2),
+        f"augmented at {augmented}": (full, augmented),
+        f"plain at {recipe.size}": (plain, recipe.size),
     }
 
 
