@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 
 from jobs.bench import network, scripts
-from jobs.bench.device.benchmark import DeviceBenchmark, DevicePlan, find_device, run_in_time
+from jobs.bench.device.benchmark import DeviceBenchmark, find_device, plan_of, run_in_time
 from jobs.bench.device.report import write_device_report
 from jobs.bench.job_runs import run_predict, run_train
 from jobs.bench.loop import LoopRates
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ.pop("RAY_ADDRESS", None)  # the jobs must start a cluster on this machine
     output = Path(absolute_uri(split_uri(options.output)[1]))
     if options.device:
-        measure_device(options.device, DevicePlan(), 60 * options.minutes, output)
+        measure_device(options.device, 60 * options.minutes, output)
         return
     output.mkdir(parents=True, exist_ok=True)
     results, began = Results(), datetime.now(UTC)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     write_benchmark(results, began, output)
 
 
-def measure_device(name: str, plan: DevicePlan, seconds: float, output: Path) -> None:
+def measure_device(name: str, seconds: float, output: Path) -> None:
     """Measure a device, and write the results.
 
     Raises:
@@ -120,7 +120,7 @@ def measure_device(name: str, plan: DevicePlan, seconds: float, output: Path) ->
     scratch = output / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    bench = DeviceBenchmark(device, plan, scratch)
+    bench = DeviceBenchmark(device, plan_of(device), scratch)
     try:
         reasons = run_in_time(list(bench.measurements()), deadline, device)
     finally:

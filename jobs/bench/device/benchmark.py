@@ -86,6 +86,11 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def plan_of(device: torch.device) -> DevicePlan:
+    """Return the extent that suits a device: on CPUs, larger batches only take longer."""
+    return DevicePlan() if device.type == "cuda" else DevicePlan(batches=(8, 16, 32))
+
+
 def run_in_time(measurements: list[Measurement], deadline: float, device: torch.device) -> dict[str, str]:
     """Run measurements one after another, and return the reasons of those that failed, by name.
 
@@ -161,11 +166,13 @@ class DeviceBenchmark:
         array = np.zeros(self._plan.copied_bytes, np.uint8)
         tensor, one = upload(array, self._device), torch.zeros(1, device=self._device)
         gigabytes = len(array) / 1e9
-        for name, call, moved in (
-            ("copy to the device, through pinned memory", lambda: upload(array, self._device), gigabytes),
-            ("copy from the device", lambda: download(tensor), gigabytes),
-            ("copy on the device, read and write", tensor.clone, 2 * gigabytes),
-        ):
+        copies: dict[str, tuple[Callable[[], object], float]] = {
+            "copy on the device, read and write": (tensor.clone, 2 * gigabytes)
+        }
+        if self._device.type == "cuda":
+            copies["copy to the device, through pinned memory"] = (lambda: upload(array, self._device), gigabytes)
+            copies["copy from the device"] = (lambda: download(tensor), gigabytes)
+        for name, (call, moved) in copies.items():
             self.results.add(name, "GB/s", 1000 * moved / ms_per_call(call, self._device, seconds / 4))
         milliseconds = ms_per_call(lambda: one.add_(1), self._device, seconds / 4)
         self.results.add("start of an operation", "µs", 1000 * milliseconds)

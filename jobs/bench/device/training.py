@@ -23,7 +23,7 @@ from matting.nn.schedule import Budget
 from matting.nn.trainer import Batch, Trainer, TrainingConfig
 from matting.nn.unet import UNetConfig
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 3  # at most; where steps are long, one is enough
 DRAWN = 16  # different people in a batch
 NEVER, ALWAYS = 1e-9, 1.0  # fractions of the run; with 0, there would be no flips either
 LONG = Budget(epochs=1e6)  # of whose first epochs the progress is between the two
@@ -98,7 +98,7 @@ def measure_step(
         side: Side of the images that reach the network, in pixels, for the count of FLOPs.
         batch: Number of samples.
         device: Device to train on.
-        seconds: Duration of the steps that count.
+        seconds: Duration of the steps that count; but there is at least one.
 
     Raises:
         torch.OutOfMemoryError: The batch does not fit.
@@ -106,7 +106,7 @@ def measure_step(
     trainer = Trainer(untrained_unet(recipe.network), training, device)
     batches = endless_batches(recipe.size, batch)
     trainer.epochs_done = 1
-    trainer.train_epoch(itertools.islice(batches, WARM_UP_STEPS), LONG)
+    trainer.train_epoch(itertools.islice(batches, WARM_UP_STEPS), replace(LONG, seconds=seconds))
     # An epoch ends with a wait for the device, so that its own clock has all work.
     epoch = trainer.train_epoch(batches, replace(LONG, seconds=trainer.seconds + seconds))
     kernels = kernels_of(lambda: trainer.train_epoch(itertools.islice(batches, 1), LONG), device)
