@@ -29,18 +29,9 @@ from matting.results import ledger
 from matting.results.ledger import LedgerError
 from matting.storage.errors import StorageError
 from tests.support.paths import ROOT
+from tests.support.pickles import Payload
 
 # Code in files --------------------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """Object that creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
 
 
 @pytest.fixture

@@ -35,18 +35,6 @@ slow = pytest.mark.slow
 Printed = Callable[[], str]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a small network's checkpoint."""
-    return new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Function that returns what was printed since its last call, with single spaces."""
-    return lambda: " ".join(capsys.readouterr().out.split())
-
-
 def run_predict(trained: str, source: object, output: object, *options: str) -> None:
     predict.main([f"--checkpoint={trained}", f"--images={source}", f"--output={output}", *options])
 

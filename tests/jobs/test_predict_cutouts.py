@@ -16,23 +16,11 @@ from matting.inference.compose import cover, crop_to_person, on_background, pers
 from matting.inference.predictor import Predictor
 from matting.inference.refine import cutout
 from tests.support.pages import embedded_images
-from tests.support.predictions import new_checkpoint, photo_keys, read_ledger, write_photos
+from tests.support.predictions import photo_keys, read_ledger, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Printed = Callable[[], str]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a small network's checkpoint."""
-    return new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Function that returns what was printed since its last call, with single spaces."""
-    return lambda: " ".join(capsys.readouterr().out.split())
 
 
 def write_background(path: Path, number: int) -> None:

@@ -22,12 +22,6 @@ from tests.support.archives import tar_bytes
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a small network's checkpoint."""
-    return predictions.new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
-
-
 def run_predict(trained: str, source: object, output: object, *options: str) -> None:
     predict.main([f"--checkpoint={trained}", f"--images={source}", f"--output={output}", *options])
 

@@ -20,12 +20,6 @@ from tests.support.sickness import CUDA_ERROR, PoisonWork, SickDeviceWork, Unfor
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a small network's checkpoint."""
-    return predictions.new_checkpoint(tmp_path_factory.mktemp("trained"), seed=0)
-
-
 @pytest.fixture
 def command(trained: str, tmp_path: Path) -> list[str]:
     """Options of a prediction of <tmp_path>/photos into <tmp_path>/out."""

@@ -5,9 +5,7 @@
 PAIRS is a folder of raw pairs with soft mattes.
 """
 
-import argparse
 from collections import defaultdict
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -21,6 +19,7 @@ from matting.inference.network import Network
 from matting.nn import checkpoint
 from matting.nn.precision import NumberFormat
 from tests.support.alphas import bicubic, mad
+from tests.support.studies import decoded, parser_of
 
 
 def at_full_size(small_alpha: Pixels, image: Pixels) -> dict[str, Pixels]:
@@ -35,18 +34,13 @@ def at_full_size(small_alpha: Pixels, image: Pixels) -> dict[str, Pixels]:
 
 def main() -> None:
     """Print MAD by source of the small alphas, then the differences of bf16 and int8 from fp32."""
-    parser = argparse.ArgumentParser(prog="python -m tests.studies.alphas")
-    parser.add_argument("--pairs", required=True, help="folder of raw pairs")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    options = parser.parse_args()
+    options = parser_of("alphas").parse_args()
     loaded = checkpoint.load(options.checkpoint)
     networks = {name: Network(loaded, number_format=name) for name in get_args(NumberFormat)}
     errors = defaultdict[tuple[str, str], list[float]](list)
     differences = defaultdict[NumberFormat, list[Pixels]](list)
     pairs = find_pairs(options.pairs).pairs
-    for pair in pairs[len(pairs) // 2 :]:  # the constants of refine.py were chosen on the first half
-        image = images.decode_image(Path(pair.image_uri).read_bytes())
-        alpha = images.decode_alpha(Path(pair.matte_uri).read_bytes())
+    for image, alpha in decoded(pairs[len(pairs) // 2 :]):  # the constants of refine.py were chosen on the first half
         squashed = images.resize(image, loaded.size, loaded.size)[None]
         true = images.resize(alpha, loaded.size, loaded.size)
         small = {name: network.small_alphas(squashed)[0] for name, network in networks.items()}

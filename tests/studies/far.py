@@ -6,8 +6,6 @@ The people of PAIRS, in their own colors, are composited on PHOTOS without peopl
 their full size, and smaller.
 """
 
-import argparse
-
 import numpy as np
 import torch
 
@@ -18,6 +16,7 @@ from matting.data.rows import Example
 from matting.inference.predictor import Predictor
 from matting.inference.refine import cutout
 from matting.nn.metrics import batch_metrics
+from tests.support.studies import parser_of
 
 SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)  # side of the pair's photo, as a fraction of the composed image's side
 
@@ -51,9 +50,8 @@ def matte(predictor: Predictor, image_HWC: Pixels) -> Pixels:
 
 def main() -> None:
     """Print MAD and IoU by scale."""
-    parser = argparse.ArgumentParser(prog="python -m tests.studies.far")
-    for name in ("pairs", "backgrounds", "checkpoint"):
-        parser.add_argument(f"--{name}", required=True)
+    parser = parser_of("far")
+    parser.add_argument("--backgrounds", required=True)
     parser.add_argument("--split", default="val")
     options = parser.parse_args()
     predictor = Predictor.load(options.checkpoint, "none")

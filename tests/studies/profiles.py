@@ -6,9 +6,6 @@ PAIRS is a folder of raw pairs, whose photos are sRGB. Each photo is predicted a
 with its numbers in Display P3, once with the profile and once without.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 
 from matting.data import images
@@ -17,6 +14,7 @@ from matting.data.pairs import find_pairs
 from matting.inference.predictor import Predictor
 from tests.support.alphas import mad
 from tests.support.profiles import P3, SRGB, matrix_of, rgb_profile, srgb_curve, srgb_curve_inverse
+from tests.support.studies import decoded, parser_of
 
 
 def in_p3(image_HWC: Pixels) -> Pixels:
@@ -27,16 +25,11 @@ def in_p3(image_HWC: Pixels) -> Pixels:
 
 def main() -> None:
     """Print the error of each way of storing the photos, and by how much alphas differ from those of sRGB."""
-    parser = argparse.ArgumentParser(prog="python -m tests.studies.profiles")
-    parser.add_argument("--pairs", required=True, help="folder of raw pairs")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    options = parser.parse_args()
+    options = parser_of("profiles").parse_args()
     predictor = Predictor.load(options.checkpoint)
     errors: dict[str, list[float]] = {"sRGB": [], "P3, converted": [], "P3, profile ignored": []}
     shifts: dict[str, list[float]] = {name: [] for name in errors}
-    for pair in find_pairs(options.pairs).pairs:
-        image = images.decode_image(Path(pair.image_uri).read_bytes())
-        alpha = images.decode_alpha(Path(pair.matte_uri).read_bytes())
+    for image, alpha in decoded(find_pairs(options.pairs).pairs):
         numbers = in_p3(image)
         converted = images.decode_image(images.encode_png(numbers, rgb_profile(P3)))
         alphas = predictor.alphas([image, converted, numbers])

@@ -6,7 +6,6 @@ Windows of many aspect ratios, with the head in them, are cut from the photos of
 shape that prediction uses.
 """
 
-import argparse
 from collections import defaultdict
 
 import numpy as np
@@ -18,6 +17,7 @@ from matting.inference.network import Network
 from matting.inference.refine import squash, upsample
 from matting.nn import checkpoint
 from tests.support.alphas import mad
+from tests.support.studies import parser_of
 
 ASPECTS = (0.45, 0.5, 0.5625, 0.6, 0.667, 0.75, 1.0, 1.1, 1.2, 1.333, 1.5, 1.778, 2.0, 2.4)
 HEADROOM = 0.12  # space above the person, as a fraction of a wide window's height
@@ -40,9 +40,7 @@ def window(alpha_HW: Pixels, aspect: float) -> tuple[slice, slice]:
 
 def main() -> None:
     """Print MAD by aspect ratio of the window and by input shape."""
-    parser = argparse.ArgumentParser(prog="python -m tests.studies.shapes")
-    parser.add_argument("--pairs", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    parser = parser_of("shapes")
     parser.add_argument("--split", default="val")
     options = parser.parse_args()
     loaded = checkpoint.load(options.checkpoint)

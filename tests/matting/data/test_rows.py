@@ -12,21 +12,13 @@ from matting.data.dataset import PairOptions, open_dataset
 from matting.data.images import BadImage
 from matting.data.rows import FETCHES, Example, RawRows, check_same_aspect, decode_pair
 from matting.storage import store
-from tests.support.pairs import (
-    PAIR_WRITERS,
-    PairWriter,
-    assert_same_example,
-    encoded_people,
-    examples_by_key,
-    key_of,
-    write_raw,
-)
+from tests.support import pairs
 from tests.support.stores import GatedFileSystem
 
 
-@pytest.mark.parametrize("writer", PAIR_WRITERS)
-def test_bad_pair_has_a_reason_and_affects_no_other(tmp_path: Path, writer: PairWriter) -> None:
-    good = encoded_people(4)
+@pytest.mark.parametrize("writer", pairs.PAIR_WRITERS)
+def test_bad_pair_has_a_reason_and_affects_no_other(tmp_path: Path, writer: pairs.PairWriter) -> None:
+    good = pairs.encoded_people(4)
     image, matte = good["p/00"]
     wide = images.encode_png(np.zeros((10, 90), np.uint8))
     dot = images.encode_png(np.zeros((1, 1), np.uint8))
@@ -46,42 +38,42 @@ def test_bad_pair_has_a_reason_and_affects_no_other(tmp_path: Path, writer: Pair
         "other": "image is 24×32, matte 90×10: their aspect ratios differ",
         "dot": "image: 1×1 pixels",
     }
-    found = examples_by_key(open_dataset(writer(str(tmp_path), {**good, **bad}), PairOptions()), 16)
+    found = pairs.examples_by_key(open_dataset(writer(str(tmp_path), {**good, **bad}), PairOptions()), 16)
     assert len(found) == 10
     for name, reason in reasons.items():
-        example = found[key_of(name)]
+        example = found[pairs.key_of(name)]
         assert example.error.startswith(reason)
         assert example.image is example.alpha is None
     for name, files in good.items():
         expected = decode_pair(*files)[:2]
-        assert_same_example(
-            found[key_of(name)], Example(key_of(name), *(images.resize(part, 16, 16) for part in expected))
+        pairs.assert_same_example(
+            found[pairs.key_of(name)], Example(pairs.key_of(name), *(images.resize(part, 16, 16) for part in expected))
         )
 
 
 def test_unreadable_file_makes_a_bad_pair(tmp_path: Path) -> None:
-    root = write_raw(str(tmp_path), encoded_people(3))
-    pairs = open_dataset(root, PairOptions())
+    root = pairs.write_raw(str(tmp_path), pairs.encoded_people(3))
+    opened = open_dataset(root, PairOptions())
     store.delete(f"{root}/mattes/p/01.png")
-    found = examples_by_key(pairs)
-    assert {key for key, example in found.items() if example.error} == {key_of("p/01")}
-    assert f"Cannot read {root}/mattes/p/01.png" in found[key_of("p/01")].error
+    found = pairs.examples_by_key(opened)
+    assert {key for key, example in found.items() if example.error} == {pairs.key_of("p/01")}
+    assert f"Cannot read {root}/mattes/p/01.png" in found[pairs.key_of("p/01")].error
 
 
 def test_damage_that_left_all_pixels_is_a_warning(tmp_path: Path) -> None:
-    image, matte = encoded_people(1)["p/00"]
+    image, matte = pairs.encoded_people(1)["p/00"]
     files = {"whole": (image, matte), "image": (image[:-2], matte)}
-    found = examples_by_key(open_dataset(write_raw(str(tmp_path), files), PairOptions()))
+    found = pairs.examples_by_key(open_dataset(pairs.write_raw(str(tmp_path), files), PairOptions()))
     assert {key: example.warning.partition(":")[0] for key, example in found.items()} == {
-        key_of("whole"): "",
-        key_of("image"): "image",
+        pairs.key_of("whole"): "",
+        pairs.key_of("image"): "image",
     }
 
 
 def test_raw_pairs_are_fetched_a_fixed_number_ahead(gated: type[GatedFileSystem]) -> None:
     count = 4 * FETCHES
-    root = write_raw("gated://pairs", {f"{number:03}": (b"photo", b"matte") for number in range(count)})
-    uris = {"image_uri": [f"{root}/{key_of(f'{number:03}')}" for number in range(count)]}
+    root = pairs.write_raw("gated://pairs", {f"{number:03}": (b"photo", b"matte") for number in range(count)})
+    uris = {"image_uri": [f"{root}/{pairs.key_of(f'{number:03}')}" for number in range(count)]}
     uris["matte_uri"] = [f"{root}/mattes/{number:03}.png" for number in range(count)]
     rows = RawRows(pa.table({"key": [f"{number:03}" for number in range(count)], **uris}))
     gated.begun = 0

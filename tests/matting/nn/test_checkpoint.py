@@ -15,6 +15,7 @@ from matting.nn import checkpoint
 from matting.nn.checkpoint import CheckpointError
 from matting.nn.unet import UNet, UNetConfig
 from matting.storage.errors import NotFoundError
+from tests.support.pickles import Payload
 
 SIZE = 32
 METRICS = {"mad": 1.5, "iou": 0.75}
@@ -176,16 +177,6 @@ def test_train_state_is_optional(tmp_path: Path) -> None:
     checkpoint.load(str(tmp_path))
     with pytest.raises(NotFoundError, match=r"train_state\.pt"):
         checkpoint.load_train_state(str(tmp_path))
-
-
-class Payload:
-    """Object that creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
 
 
 def test_code_in_a_train_state_does_not_run(folder: Path, tmp_path: Path) -> None:
