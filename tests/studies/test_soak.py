@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from matting.storage import store
-from tests.studies import soak
+from tests.studies.soak.faults import plan
+from tests.studies.soak.study import prepared
 
 FAULTS, SEED = 2, 488  # a lost worker of training on S3; a lost node of predicting on S3, while another joins
 SECRETS = {
@@ -22,15 +23,13 @@ def test_jobs_survive_faults_without_leaking_secrets(
 ) -> None:
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
-    with soak.prepared(tmp_path, SEED) as soaked:
-        for fault in soak.plan(FAULTS, SEED):
-            line = soaked.suffer(fault)
+    with prepared(tmp_path, SEED) as soak:
+        for fault in plan(FAULTS, SEED):
+            line = soak.suffer(fault)
             print(line)
             assert "hit nothing" not in line
-        written = {
-            file.key: store.read_bytes(f"{soaked.bucket}/{file.key}") for file in store.list_files(soaked.bucket)
-        }
-        written |= {f"output {number}": output.encode() for number, output in enumerate(soaked.outputs)}
+        written = {file.key: store.read_bytes(f"{soak.bucket}/{file.key}") for file in store.list_files(soak.bucket)}
+        written |= {f"output {number}": output.encode() for number, output in enumerate(soak.outputs)}
     written |= {
         str(path): path.read_bytes() for root in (tmp_path, ray_files) for path in root.rglob("*") if path.is_file()
     }

@@ -1,6 +1,5 @@
 """Clusters of several nodes on this machine, whose nodes can be killed or have a disk of their own."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -48,23 +47,22 @@ def can_mount() -> bool:
 
 @contextmanager
 def apart_from(folder: Path, cluster: Cluster) -> Iterator[None]:
-    """Run a node of two cores, which sees an empty disk of its own in place of a folder."""
+    """Run a node of two cores, which sees an empty disk of its own in place of a folder, until the body ends."""
     start = f"{sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=2 --block"
-    options = "--object-store-memory=100000000 --disable-usage-stats"
+    options = "--object-store-memory=80000000 --disable-usage-stats"
     script = f"mount -t tmpfs tmpfs '{folder}' && exec {start} {options}"
-    nodes = len(cluster.list_all_nodes())
+    nodes = len(alive_node_ids(cluster))
     command = ["unshare", "--mount", "sh", "-c", script]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         try:
             while len(alive_node_ids(cluster)) <= nodes:
                 assert process.poll() is None
-                time.sleep(0.5)
+                time.sleep(0.1)
             yield
         finally:
-            pids = [process.pid, *jobs.descendants(process.pid)]
-            process.send_signal(signal.SIGTERM)
-            time.sleep(1)
-            jobs.kill(pids)
+            jobs.kill([process.pid, *jobs.descendants(process.pid)])
+    while len(alive_node_ids(cluster)) > nodes:
+        time.sleep(0.1)
 
 
 def alive_node_ids(cluster: Cluster) -> list[str]:
