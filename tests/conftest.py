@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from tests.support import faults
+from tests.support.jobs import taken_as_own
 from tests.support.stores import CREDENTIALS, GatedFileSystem, moto
 
 # Several test processes share the cores. OpenMP threads that spin while they wait would take time from the threads that
@@ -26,11 +27,16 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
+SLOW_SECONDS = 8  # of a test that is marked slow without a number
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with most slow tests first, so that no process begins a long file when the others are done."""
-    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow_tests[item.path])
+    """Put the files that take longest first, so that no process begins a long file when the others are done."""
+    seconds = Counter[Path]()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs.get("seconds", SLOW_SECONDS)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,3 +103,10 @@ def ray_cluster(object_store: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@pytest.fixture
+def own_cluster(ray_cluster: None) -> Iterator[None]:  # noqa: ARG001
+    """The same cluster, which jobs take for one of their own: a single training worker runs in this process."""
+    with taken_as_own():
+        yield

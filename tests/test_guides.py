@@ -1,8 +1,9 @@
 """The commands of README.md and jobs/README.md, run one after another as a reader would, on small drawn data.
 
-`s3://` URIs are buckets of a local object store. Trainings get fewer steps and a smaller network, whose mattes may have
-any confidence; nothing else of a command is changed. Not run here: commands that install, submit to a cluster
-(tests/jobs/test_submit.py), build images, or measure the machine (tests/jobs/test_benchmark.py).
+`s3://` URIs are buckets of a local object store. All jobs run in this process, on one local cluster. Trainings get
+fewer steps and a smaller network, whose mattes may have any confidence; nothing else of a command is changed. Not run
+here: commands that install, submit to a cluster (tests/jobs/test_submit.py), build images, or measure the machine
+(tests/jobs/test_benchmark.py).
 """
 
 import os
@@ -18,6 +19,7 @@ import pytest
 from matting.data import images
 from matting.data.synthetic import draw_person
 from matting.storage import store
+from tests.support import jobs
 from tests.support.drawing import write_folders
 from tests.support.paths import ROOT
 
@@ -35,18 +37,21 @@ def commands(guide: Path) -> list[str]:
     return [line.partition("   #")[0] for line in lines if not any(word in line for word in NOT_RUN)]
 
 
-def runnable(line: str) -> list[str]:
-    """Return the command's words, with this Python, the job's file in the checkout, and a small training."""
-    words = shlex.split(line)
-    words[0] = words[0].removeprefix(".venv/bin/")
-    if words[0] == "matting":
-        return [sys.executable, "-m", "matting", *words[1:]]
-    assert words[0] == "python", line
-    words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+def run_line(line: str) -> tuple[int, str]:
+    """Run a command, with a small training if it is one. Returns its exit code and its output."""
+    program, *words = shlex.split(line)
+    if program == "matting":
+        command = [sys.executable, "-m", "matting", *words]
+        ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return ran.returncode, ran.stdout + ran.stderr
+    assert program.removeprefix(".venv/bin/") == "python", line
+    job = words.pop(0).removeprefix("jobs/").removesuffix(".py")
     words = ["0" if before == "--min-confidence" else word for before, word in zip(["", *words], words, strict=False)]
-    if "--photos" in words or words[1].endswith("train.py"):
+    if "--photos" in words or job == "train":
         words += ["--check-mattes", "warn"]  # the mattes of a network that has hardly trained are one grey
-    return [*words, *SMALL] if words[1].endswith("train.py") else words
+    if job == "train":
+        words += SMALL
+    return jobs.run_here(job, *words)
 
 
 @pytest.fixture
@@ -67,25 +72,17 @@ def readers_folder(object_store: str, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_of_the_guides_run_in_order(readers_folder: Path) -> None:
-    local_run = [sys.executable, str(ROOT / "jobs/train.py"), *SMALL, "--name=first"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(local_run, cwd=readers_folder, check=True, env=environment)
+@pytest.mark.usefixtures("own_cluster")
+def test_commands_of_the_guides_run_in_order(readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(readers_folder)
+    code, said = jobs.run_here("train", *SMALL, "--name=first")
+    assert code == 0, said
     # The mattes of some other system, and a packed dataset, which the guides take as given.
     for key in [file.key for file in store.list_files("s3://bucket/aisegment/mattes")]:
         matte = store.read_bytes(f"s3://bucket/aisegment/mattes/{key}")
         store.write_bytes(str(readers_folder / "their-mattes/images" / key), matte)
-    done = set()
-    for line in [line for guide in GUIDES for line in commands(guide)]:
-        if line in done:
-            continue
-        done.add(line)
-        ran = subprocess.run(
-            runnable(line),
-            cwd=readers_folder,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
-    assert len(done) >= 10
+    lines = dict.fromkeys(line for guide in GUIDES for line in commands(guide))
+    for line in lines:
+        code, said = run_line(line)
+        assert code == 0, f"{line}\n{said}"
+    assert len(lines) >= 10

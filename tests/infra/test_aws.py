@@ -39,8 +39,12 @@ SMALL = ["--size=32", "--width=4", "--depth=2", "--batch=4", "--epochs=1"]
 DRIVER = """
 import json, sys
 from jobs import pack, predict, train
-for job, *options in json.loads(sys.argv[1]):
-    {"pack": pack, "train": train, "predict": predict}[job].main(options)
+from jobs.common import cluster
+from tests.support.jobs import taken_as_own
+cluster.start_own(3)
+with taken_as_own():
+    for job, *options in json.loads(sys.argv[1]):
+        {"pack": pack, "train": train, "predict": predict}[job].main(options)
 """
 PROVIDER = "arn:aws:iam::123456789012:oidc-provider/oidc.eks.us-east-1.amazonaws.com/id/ABC"
 
@@ -298,7 +302,6 @@ def test_jobs_run_under_the_roles_of_the_stack(
         ],
     }
     credentials = {role: credentials_of(role_of(role)) for role in work}
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # time until a finished worker is noticed
     with enforced(object_store):
         for role, commands in work.items():
             for name, value in credentials[role].items():

@@ -51,7 +51,7 @@ def logged_retries(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == "matting.storage.retry"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("own_cluster")
 def test_failing_requests_change_no_result(bucket, store_proxy, tmp_path, monkeypatch, caplog):
     write_folders(tmp_path, 12, 40)
     upload(tmp_path, f"{bucket}/pairs")

@@ -17,12 +17,11 @@ from matting.storage.lease import hold
 from tests.support import jobs
 from tests.support.predictions import new_checkpoint, read_ledger, write_photos
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cluster")]
 
-SECONDS = 3.0  # of the trainings' leases
 # A training on 40 drawn pairs, which ends each epoch with a pause.
 # It stops itself, as by Ctrl-Z, before it writes the file that STOP_BEFORE names.
-TRAIN = f"""
+TRAIN = """
 import os
 import signal
 import threading
@@ -47,21 +46,21 @@ class SlowTrainer(Trainer):
         time.sleep(1)
         return super().validate(batches)
 
-run_job(partial(train.main, trainer_class=SlowTrainer, lease_seconds={SECONDS}))
+run_job(partial(train.main, trainer_class=SlowTrainer))
 """
 OPTIONS = ["--width=4", "--size=32", "--synthetic-pairs=40", "--batch=8", "--epochs=3", "--name=run"]
 
 
-def start_training(output: object, *options: str, stop_before: str = "") -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", TRAIN, *OPTIONS, f"--output={output}", *options]
+def start_training(output: object, stop_before: str = "") -> "subprocess.Popen[str]":
+    """Start a training in a process of its own."""
+    command = [sys.executable, "-c", TRAIN, *OPTIONS, f"--output={output}"]
     environment = {**os.environ, "STOP_BEFORE": stop_before}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Wait for a job's end. Returns its exit code and its output."""
-    output, _ = process.communicate(timeout=200)
-    return process.returncode, output
+def train_here(output: object, *options: str) -> tuple[int, str]:
+    """Run the same training in this process. Returns its exit code and its output."""
+    return jobs.run_here("train", *OPTIONS, f"--output={output}", *options)
 
 
 def wait_for_an_epoch(process: "subprocess.Popen[str]", run: str) -> None:
@@ -84,23 +83,22 @@ def assert_whole(run: str) -> None:
     assert {progress["last"], progress["best"], "best", "report.html"} <= names
 
 
-def make_foreign(lease_file: Path) -> None:
-    """Let a lease look as if its process were on another machine, where nobody can see that it is dead."""
-    lease_file.write_text(json.dumps({**json.loads(lease_file.read_text()), "machine": "far"}))
+def change_lease(lease_file: Path, **changes: object) -> None:
+    lease_file.write_text(json.dumps({**json.loads(lease_file.read_text()), **changes}))
 
 
 def test_second_training_is_refused_and_goes_on_after_the_first_died(bucket: str) -> None:
     with start_training(bucket) as first:
         try:
             wait_for_an_epoch(first, f"{bucket}/run")
-            code, said = finish(start_training(bucket))
+            code, said = train_here(bucket)
             assert code == 2
             assert f"in use: by process {first.pid} on" in said
             assert "--take-over" in said
             assert "Traceback" not in said
         finally:
             first.kill()
-    code, said = finish(start_training(bucket))  # a process that died on this machine holds nothing
+    code, said = train_here(bucket)  # a process that died on this machine holds nothing
     assert code == 0, said
     assert_whole(f"{bucket}/run")
 
@@ -110,9 +108,12 @@ def test_training_on_a_machine_that_died_is_replaced(tmp_path: Path) -> None:
         wait_for_an_epoch(first, f"{tmp_path}/run")
         first.kill()
     (lease_file,) = (tmp_path / "run/_lease").iterdir()
-    make_foreign(lease_file)
-    time.sleep(SECONDS)
-    code, said = finish(start_training(tmp_path))
+    change_lease(lease_file, machine="far")  # where nobody can see that the process is dead
+    code, said = train_here(tmp_path)
+    assert code == 2
+    assert "in use: by process" in said
+    change_lease(lease_file, expires=time.time())
+    code, said = train_here(tmp_path)
     assert code == 0, said
     assert_whole(f"{tmp_path}/run")
 
@@ -121,14 +122,14 @@ def test_stalled_training_writes_nothing_once_it_is_replaced(tmp_path: Path) -> 
     with start_training(tmp_path, stop_before="best/metrics.json") as stalled:
         try:
             wait_until_stopped(stalled)
-            code, said = finish(start_training(tmp_path, "--take-over"))
+            code, said = train_here(tmp_path, "--take-over")
             assert code == 0, said
             files = {file.key: file.etag for file in store.list_files(str(tmp_path / "run"))}
             stalled.send_signal(signal.SIGCONT)
-            code, said = finish(stalled)
+            said, _ = stalled.communicate(timeout=200)
         finally:
             stalled.kill()
-    assert code == 1
+    assert stalled.returncode == 1
     assert "was taken over by process" in said
     assert "Traceback" not in said
     after = {file.key: file.etag for file in store.list_files(str(tmp_path / "run"))}
@@ -141,10 +142,10 @@ def test_prediction_with_other_settings_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 5)
     options = [f"--checkpoint={trained}", f"--images={tmp_path / 'photos'}", f"--output={output}"]
     with hold(output, "python jobs/predict.py", "other settings"):
-        code, said = jobs.run("predict", *options)
+        code, said = jobs.run_here("predict", *options)
         assert code == 2
         assert "in use with other settings: by process" in said
         assert not (tmp_path / "out/_ledger").exists()
-        code, said = jobs.run("predict", *options, "--take-over")
+        code, said = jobs.run_here("predict", *options, "--take-over")
         assert code == 0, said
     assert len(read_ledger(output)) == 5

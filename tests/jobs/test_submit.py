@@ -141,9 +141,6 @@ def test_submitted_jobs_end_like_local_ones(submitting: dict[str, str], tmp_path
     code, output = submit(submitting, *options, id="first")
     assert code == 1
     assert "already exists" in output
-    code, output = submit(submitting, *options)
-    assert code == 0, output
-    assert "is finished: 1 epochs" in output
     code, output = submit(submitting, "--bacth=3", id="wrong")
     assert code == 1
     assert "Did you mean --batch?" in output

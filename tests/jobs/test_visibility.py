@@ -48,18 +48,21 @@ def test_outputs_and_inputs_that_a_node_does_not_see_are_refused(tmp_path: Path,
     trained = new_checkpoint(seen / "trained", seed=0)
     for folder in (hidden, seen):
         write_photos(folder / "photos", 4)
+    small = ["--width=4", "--size=32", "--synthetic-pairs=40", "--epochs=1", "--name=run"]
+    predict = ["predict", f"--checkpoint={trained}", "--precision=fp32"]
     with apart_from(hidden, cluster):
-        small = ["--width=4", "--size=32", "--synthetic-pairs=40", "--epochs=1", "--name=run"]
-        assert_refused(*jobs.run("train", *small, f"--output={hidden / 'runs'}"), hidden / "runs")
-        for photos, output in ((seen, hidden), (hidden, seen)):
-            options = [f"--checkpoint={trained}", f"--images={photos / 'photos'}", f"--output={output / 'out'}"]
-            code, said = jobs.run("predict", "--precision=fp32", *options)
-            assert_refused(code, said, output / "out" if output == hidden else photos / "photos")
-            assert not list((output / "out").glob(".*.partial"))
-            assert not (output / "out/_ledger").exists()
-        options = [f"--checkpoint={trained}", f"--images={seen / 'photos'}", f"--output={seen / 'out'}"]
-        code, said = jobs.run("predict", *options)
-        assert code == 0, said
+        *refused, (code, said) = jobs.run_joined(
+            ["train", *small, f"--output={hidden / 'runs'}"],
+            [*predict, f"--images={seen / 'photos'}", f"--output={hidden / 'out'}"],
+            [*predict, f"--images={hidden / 'photos'}", f"--output={seen / 'refused'}"],
+            [*predict, f"--images={seen / 'photos'}", f"--output={seen / 'out'}"],
+        )
+    for result, path in zip(refused, (hidden / "runs", hidden / "out", hidden / "photos"), strict=True):
+        assert_refused(*result, path)
+    for output in (hidden / "out", seen / "refused"):
+        assert not list(output.glob(".*.partial"))
+        assert not (output / "_ledger").exists()
+    assert code == 0, said
 
 
 @pytest.mark.usefixtures("no_patience")

@@ -37,6 +37,7 @@ from matting.nn import checkpoint
 from matting.nn.unet import UNetConfig
 from matting.results.pipeline import Stage
 from tests.support.faults import Proxy, proxy
+from tests.support.jobs import taken_as_own
 from tests.support.paths import ROOT
 
 DASHBOARD = ROOT / "infra/grafana/matting.json"
@@ -152,7 +153,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, route: Proxy, ray_cluster:
         wait_until(lambda: answers(route.upstream), "the MLflow server answers", 120)
         environment.setenv("MLFLOW_TRACKING_URI", route.endpoint)
         route.plan = iter(lambda: "refuse" if (folder / "first/epoch-00002").exists() else None, "never")
-        with redirect_stderr(io.StringIO()) as stderr:
+        with redirect_stderr(io.StringIO()) as stderr, taken_as_own():
             train.main([*TRAINING, f"--output={folder}"])
         route.plan = repeat(None)
         ((run,),) = duckdb.sql(f"select distinct run from '{folder}/mattes/_ledger/*.parquet'").fetchall()

@@ -18,7 +18,7 @@ from matting.data.dataset import DataError, PairOptions, check_mattes, open_data
 from matting.data.images import Pixels
 from matting.data.synthetic import draw_person
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("own_cluster")
 slow = pytest.mark.slow
 COUNT, SIDE = 24, 96
 

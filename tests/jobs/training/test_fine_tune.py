@@ -22,6 +22,7 @@ from matting.nn.trainer import Epoch, Trainer
 from matting.nn.unet import UNet, UNetConfig
 from matting.storage import store
 from tests.support.drawing import write_folders
+from tests.support.jobs import taken_as_own
 from tests.support.training import SIZE
 
 slow = pytest.mark.slow
@@ -131,11 +132,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path
     """Run folder of a training on drawn people."""
     output = tmp_path_factory.mktemp("trained")
     small = ["--width=4", "--size=32", "--synthetic-pairs=300", "--learning-rate=5e-3", "--epochs=4"]
-    train.main([*small, f"--output={output}", "--name=first"])
+    with taken_as_own():
+        train.main([*small, f"--output={output}", "--name=first"])
     return output / "first"
 
 
 @slow
+@pytest.mark.usefixtures("own_cluster")
 def test_a_run_goes_on_and_ends_where_it_began(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

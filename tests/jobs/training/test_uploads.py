@@ -1,20 +1,22 @@
 """The uploader: epochs reach the run folder whole and in order, also when the store refuses requests for a while."""
 
 import json
+import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tenacity import wait_none
 
+from jobs import train
 from jobs.training import uploads
 from jobs.training.run_folder import RunFolder
 from jobs.training.uploads import EpochFiles, EpochUploader
+from matting.nn.trainer import Epoch, Trainer
 from matting.storage import retry, store
 from matting.storage.errors import StorageError, TransientStorageError
-from tests.support import jobs
 from tests.support.faults import Proxy
 
 
@@ -133,17 +135,23 @@ def test_permanent_error_ends_the_run_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_lone_driver_loses_no_epoch_while_the_store_refuses(bucket: str, refusing: threading.Event) -> None:
-    options = ["--width=4", "--size=32", "--synthetic-pairs=60", "--minutes=10", "--epochs=6", "--name=run"]
-    with jobs.running("train", *options, f"--output={bucket}") as process:
-        jobs.wait_for_line(process, "epoch 2:")
-        refusing.set()
-        time.sleep(30)  # twice as long as a request is retried
-        refusing.clear()
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "is kept in /" in output
-    assert "The checkpoint of epoch 6 is uploaded." in output
-    folder = RunFolder(f"{bucket}/run")
+@pytest.mark.usefixtures("own_cluster")
+def test_a_lone_driver_loses_no_epoch_while_the_store_refuses(
+    folder: RunFolder, refusing: threading.Event, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class CutOff(Trainer):
+        def train_epoch(self, *arguments: Any) -> Epoch:
+            if self.epochs_done == 2:
+                refusing.set()
+            if self.epochs_done == 4:
+                refusing.clear()
+            return super().train_epoch(*arguments)
+
+    output, _, name = folder.uri.rpartition("/")
+    options = ["--width=4", "--size=32", "--synthetic-pairs=60", "--minutes=10", "--epochs=6"]
+    train.main([*options, f"--output={output}", f"--name={name}"], CutOff)
+    said = capsys.readouterr().out
+    assert "The checkpoint of epoch 3 is kept in /" in said
+    assert re.search(r"The checkpoint of epoch [4-6] is uploaded\.", said)
     assert folder.progress()["epochs_done"] == 6
     assert [row["epoch"] for row in folder.history(10**9) if "val_mad" in row] == [1, 2, 3, 4, 5, 6]

@@ -29,7 +29,7 @@ from tests.support.paths import ROOT
 from tests.support.sabotage.sitecustomize import POISON
 from tests.support.stores import CREDENTIALS, moto
 
-TRAIN = ("train", "--width=4", "--size=32", "--synthetic-pairs=60", f"--epochs={EPOCHS}", "--name=run")
+TRAIN = ("--width=4", "--size=32", "--synthetic-pairs=60", f"--epochs={EPOCHS}", "--name=run")
 PROCESSES = {"train": "RayTrainWorker", "predict": "MapBatches"}  # part of the command line of working processes
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 RUN_TIMEOUT = 600  # seconds; on a busy machine, minutes pass until Ray sees that a node is dead
@@ -50,6 +50,11 @@ class Soak:
     outputs: list[str] = field(default_factory=list)  # terminal output of all runs
     references: References = field(init=False)  # of the undisturbed jobs
 
+    @property
+    def trained(self) -> str:
+        """URI of the checkpoint that is predicted with: the undisturbed training's best."""
+        return f"{self.root}/undisturbed/run/best"
+
     def begin(self) -> None:
         """Start the nodes, draw the photos and make the references."""
         self.nodes += [self.cluster.add_node(**NODE) for _ in range(2)]
@@ -61,8 +66,9 @@ class Soak:
                     store.write_bytes(f"{place}/{folder}/{number % 3}/{number:03}.jpg", photo)
         for place in (self.root, self.bucket):
             store.write_bytes(f"{place}/poisoned/{POISONED}", photo + POISON)
-        for job in PROCESSES:
-            code, output = self.finish(self.start(job, str(self.root), "undisturbed"))
+        commands = [self.command(job, str(self.root), "undisturbed") for job in PROCESSES]
+        for (job, *_), (code, output) in zip(commands, jobs.run_joined(*commands), strict=True):
+            self.outputs.append(output)
             if code:
                 raise ViolationError(f"{job} fails undisturbed:\n{output}")
         place = f"{self.root}/undisturbed"
@@ -70,14 +76,14 @@ class Soak:
         self.references.check_predict(place, others={"run"})
         self.references.check_train(f"{place}/run")
 
+    def command(self, job: str, place: str, name: str, photos: str = "photos") -> list[str]:
+        """Return a job with its options. Its results go to a folder of this name; it predicts these photos."""
+        options = TRAIN if job == "train" else (f"--checkpoint={self.trained}", f"--images={place}/{photos}")
+        return [job, *options, f"--output={place}/{name}"]
+
     def start(self, job: str, place: str, name: str, photos: str = "photos") -> "Popen[str]":
-        """Start a job whose results go to a folder of this name; it predicts this collection of photos."""
-        output = f"--output={place}/{name}"
-        if job == "train":
-            return jobs.started(*TRAIN, output)
-        trained = f"{self.root}/undisturbed/run/best"
-        options = (f"--checkpoint={trained}", f"--images={place}/{photos}")
-        return jobs.started("predict", *options, output)
+        """Start a job in a process of its own."""
+        return jobs.started(*self.command(job, place, name, photos))
 
     def finish(self, process: "Popen[str]") -> tuple[int, str]:
         """Wait for a job. Return its exit code and output."""
