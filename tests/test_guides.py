@@ -23,7 +23,7 @@ from tests.support import jobs
 from tests.support.drawing import write_folders
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=50)
 
 GUIDES = (ROOT / "README.md", ROOT / "jobs/README.md")
 NOT_RUN = ("benchmark.py", "ray job submit", "pip install", "git ")

@@ -280,7 +280,7 @@ def test_stack_takes_existing_buckets_and_an_oidc_provider(object_store: str) ->
     assert not reference.allows(granted, "s3:GetObject", "arn:aws:s3:::my-pairs/a.jpg")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=45)
 def test_jobs_run_under_the_roles_of_the_stack(
     object_store: str, buckets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

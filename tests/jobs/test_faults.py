@@ -11,7 +11,7 @@ from matting.storage import store
 from tests.support import faults
 from tests.support.drawing import write_folders
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=50)
 
 SMALL = ["--size=32", "--width=4", "--depth=2", "--batch=4", "--epochs=2"]
 # Columns of the ledger that differ between runs. The model differs, since a checkpoint contains the URI of its data.

@@ -153,6 +153,7 @@ def steps_of_an_epoch(workers: int) -> int:
     return -(-(len(open_dataset("synthetic", OPTIONS).keys["train"]) // workers) // 4)
 
 
+@pytest.mark.slow(seconds=100)
 @pytest.mark.timeout(600)
 def test_training_waits_for_nodes_and_survives_a_dead_one(tmp_path: Path, growing: Cluster) -> None:
     with jobs.running("train", *SMALL, "--workers=2", f"--output={tmp_path}") as process:
@@ -165,6 +166,7 @@ def test_training_waits_for_nodes_and_survives_a_dead_one(tmp_path: Path, growin
     assert_a_whole_run(tmp_path / "run", [steps_of_an_epoch(2)] * 3)
 
 
+@pytest.mark.slow(seconds=90)
 @pytest.mark.timeout(600)
 def test_elastic_training_goes_on_with_fewer_workers(tmp_path: Path, cluster: Cluster) -> None:
     nodes = [cluster.add_node(num_cpus=2, object_store_memory=100_000_000) for _ in range(2)]

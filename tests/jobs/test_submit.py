@@ -125,7 +125,7 @@ def submit(environment: dict[str, str], *options: str, id: str | None = None) ->
     return done.returncode, done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=45)
 def test_submitted_jobs_end_like_local_ones(submitting: dict[str, str], tmp_path: Path) -> None:
     options = [*SMALL, f"--output={tmp_path}", "--name=run"]
     code, output = submit(submitting, *options, id="first")

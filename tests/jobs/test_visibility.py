@@ -12,7 +12,6 @@ from tests.support import jobs
 from tests.support.clusters import ENVIRONMENT, HEAD, apart_from, can_mount
 from tests.support.predictions import new_checkpoint, write_photos
 
-slow = pytest.mark.slow
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="a mount namespace needs the rights of root")
 
 
@@ -41,7 +40,7 @@ def assert_refused(code: int, said: str, path: Path) -> None:
     assert "Traceback" not in said
 
 
-@slow
+@pytest.mark.slow(seconds=40)
 @needs_mounts
 def test_outputs_and_inputs_that_a_node_does_not_see_are_refused(tmp_path: Path, cluster: Cluster) -> None:
     hidden, seen = tmp_path / "hidden", tmp_path / "seen"

@@ -178,7 +178,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 # Metrics --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_prediction_metrics_agree_with_the_ledger(watched: Watched) -> None:
     rows = duckdb.sql(f"select run, status, error from '{watched.mattes}/_ledger/*.parquet'").fetchall()
     ((run,),) = {(row[0],) for row in rows}

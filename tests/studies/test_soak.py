@@ -16,7 +16,7 @@ SECRETS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=100)
 @pytest.mark.timeout(600)
 def test_jobs_survive_faults_without_leaking_secrets(
     tmp_path: Path, ray_files: Path, monkeypatch: pytest.MonkeyPatch
