@@ -10,6 +10,7 @@ from matting.results import ledger
 from matting.storage import store
 from tests.support import faults
 from tests.support.drawing import write_folders
+from tests.support.jobs import taken_as_own
 
 pytestmark = pytest.mark.slow(seconds=50)
 
@@ -25,7 +26,8 @@ def upload(local: Path, uri: str) -> None:
 
 def run_all_jobs(pairs: str, output: str) -> None:
     pack.main([f"--pairs={pairs}", f"--output={output}/packed", "--split-seed=2"])
-    train.main([f"--data={output}/packed", f"--output={output}", "--name=run", *SMALL])
+    with taken_as_own():
+        train.main([f"--data={output}/packed", f"--output={output}", "--name=run", *SMALL])
     best = f"--checkpoint={output}/run/best"
     evaluate.main([best, f"--data={output}/packed", f"--output={output}/scores", "--split=all"])
     predict.main([best, f"--images={pairs}/images", f"--output={output}/results"])
@@ -51,7 +53,7 @@ def logged_retries(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == "matting.storage.retry"]
 
 
-@pytest.mark.usefixtures("own_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_failing_requests_change_no_result(bucket, store_proxy, tmp_path, monkeypatch, caplog):
     write_folders(tmp_path, 12, 40)
     upload(tmp_path, f"{bucket}/pairs")
