@@ -4,13 +4,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+_LONGEST = 300  # characters of an item in a message
+
 # Letters of other scripts that look like Latin ones.
 _LIKE_LATIN = str.maketrans("аеорсухіјѕԁһАВЕКМНОРСТХІЈЅοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcyxijsdhABEKMHOPCTXIJSoABEZHIKMNOPTYX")
 
 
 def first_few(items: list[str]) -> str:
-    """Return the first five items, separated by semicolons, and the number of those left out, if any."""
-    return "; ".join(items[:5]) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")
+    """Return the first five items, separated by semicolons, and the number of those left out, if any.
+
+    Long items are cut: a column of names may hold whole images.
+    """
+    shown = [item if len(item) <= _LONGEST else f"{item[:_LONGEST]}…" for item in items[:5]]
+    return "; ".join(shown) + (f"; and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def normalized(name: str) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from matting.data.decoding import color, damage, formats, matte_values, named_colors, orientation, tiff
+from matting.data.decoding import color, formats, jpeg, matte_values, named_colors, orientation, png, tiff
 from matting.data.decoding.errors import BadImage as BadImage
 from matting.data.decoding.formats import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
@@ -137,7 +137,7 @@ def from_pillow(image: Image.Image) -> DecodedPhoto:
         tiff.check_variant(tags)
     image.load()  # reads what a PNG has after its pixels
     warning = named_colors.define_colors(image)
-    image = tiff.with_black_zero(orientation.upright(image))
+    image = tiff.corrected(orientation.upright(image))
     return _decoded(_Opened(image, *image.size, warning))
 
 
@@ -212,7 +212,7 @@ def encode_png(array: Pixels, profile: bytes | None = None) -> bytes:
     chunks = [(b"IHDR", header), (b"IDAT", compressed), (b"IEND", b"")]
     if profile:
         chunks.insert(1, (b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(damage.png_chunk(*chunk) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png.png_chunk(*chunk) for chunk in chunks)
 
 
 def encode_webp(cutout_HWC: Pixels, quality: int = 90, profile: bytes | None = None) -> bytes:
@@ -267,45 +267,34 @@ def _opened(
     plugin = formats.plugin_of(data)
     # Only these formats warn at any time. Python's warning filters belong to all threads, and overlapping blocks do
     # not restore them reliably: so the filter is narrow, and set for these formats alone.
-    may_warn = plugin in (tiff.Tiff, GifImageFile) or (plugin is PngImageFile and b"acTL" in data)
+    may_warn = plugin in (tiff.Tiff, GifImageFile)
     warning = None
     try:
         with warnings.catch_warnings() if may_warn else nullcontext():
             if may_warn:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
             if plugin is PngImageFile:
-                data, warning = damage.mend_png(data, max_pixels)
+                data, warning = png.mend_png(data, max_pixels)
             elif plugin is tiff.Tiff:
                 tiff.check_directory(data)
-            elif plugin is formats.Jpeg:
-                data = damage.without_padding(data)
-            image: Image.Image = plugin(BytesIO(data))
+            opened_jpeg = jpeg.open_jpeg(data) if plugin is jpeg.Jpeg else None
+            image: Image.Image = opened_jpeg.image if opened_jpeg else plugin(BytesIO(data))
             raw_mode = matte_values.raw_mode_of(image)
             if lower_bytes:
                 matte_values.swap_bytes(image)
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels:,}")
-            if plugin is formats.Jpeg and formats.count_jpeg_scans(data) > formats.MAX_JPEG_SCANS:
-                raise BadImage(
-                    f"a JPEG of more than {formats.MAX_JPEG_SCANS} scans, which would take very long to decode"
-                )
-            if load:
-                try:
-                    _load(image, least_side)
-                except OSError:
-                    mended = None
-                    if plugin is formats.Jpeg:
-                        mended = damage.mend_jpeg(data, lambda whole: _load(plugin(BytesIO(whole)), least_side))
-                    if not mended:
-                        raise
-                    image, warning = mended
+            if load and opened_jpeg:
+                image, warning = jpeg.load_jpeg(opened_jpeg, least_side)
+            elif load:
+                image.load()
             if plugin is PngImageFile and image.mode == "L" and image.info.get("transparency"):
                 image.info["transparency"] *= 255 // (2 ** min(data[24], 8) - 1)  # Pillow scales the pixels alone
             warning = "; ".join(filter(None, (warning, named_colors.define_colors(image, data)))) or None
             lies = orientation.orientation_of(image)
             if load:
-                image = orientation.turned(tiff.with_black_zero(image), lies)
+                image = orientation.turned(tiff.corrected(image), lies)
             yield _Opened(image, *((height, width) if lies >= 5 else (width, height)), warning, lies, raw_mode)
     except BadImage:
         raise
@@ -315,13 +304,6 @@ def _opened(
         reason = " ".join(str(error).split()) or type(error).__name__
         how = "truncated" if "truncated" in reason.lower() else "damaged"
         raise BadImage(f"{how} {plugin.format}: {reason}") from error
-
-
-def _load(image: Image.Image, least_side: int | None) -> Image.Image:
-    if least_side and isinstance(image, formats.Jpeg):
-        image.draft(image.mode, (least_side, least_side))
-    image.load()
-    return image
 
 
 def _decoded(opened: _Opened) -> DecodedPhoto:

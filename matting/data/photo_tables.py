@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from matting.data.images import MAX_IMAGE_BYTES
-from matting.data.sources.tables import TableError, content_of, open_parquet, read_list, typed_column
+from matting.data.sources.lists import read_list
+from matting.data.sources.tables import TableError, content_of, open_parquet, typed_column
 from matting.messages import first_few
 from matting.storage import store
 from matting.storage.backend import StoredFile

@@ -1,5 +1,6 @@
 """Files on local disk: atomic writes, listings that follow links, removal of partial files."""
 
+import errno
 import fcntl
 import os
 import re
@@ -28,12 +29,20 @@ class LocalBackend(Backend):
 
     def stat(self, path: str) -> tuple[int, str]:
         """Return size in bytes and etag of a file."""
-        if not Path(path).is_file():
+        try:
+            is_file = Path(path).is_file()
+        except OSError as error:
+            is_file = False
+            if error.errno != errno.ENAMETOOLONG:  # no file has such a name; it may be an image as text
+                raise
+        if not is_file:
             raise FileNotFoundError(path)
         return _size_and_etag(Path(path).stat())
 
     def open_file(self, path: str) -> pa.NativeFile:
         """Open a file for reading."""
+        if Path(path).is_dir():  # pyarrow's error has no code
+            raise IsADirectoryError(errno.EISDIR, "is a folder", path)
         return fs.LocalFileSystem().open_input_file(str(Path(path).absolute()))
 
     def write(self, path: str, data: bytes) -> None:

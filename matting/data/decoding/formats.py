@@ -4,18 +4,15 @@ Many threads may decode at the same time, so none of Pillow's global settings is
 directly, because `Image.open` checks sizes against a global limit and warns.
 """
 
-import re
-
-from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from matting.data.decoding.errors import BadImage
+from matting.data.decoding.jpeg import Jpeg
 from matting.data.decoding.tiff import Tiff
 
 # "heic" and its relatives need the extra `heif`. They are photos without it too, so that they are counted as failures.
@@ -23,11 +20,6 @@ IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"),
     *("avif", "heic", "heif", "hif"),
 )
-
-# A progressive JPEG has about ten. Each scan costs time in proportion to the pixels, and may hold no bytes at all.
-MAX_JPEG_SCANS = 100
-
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # starts a segment, whose length follows
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
@@ -37,27 +29,36 @@ _OTHER_FORMATS = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"II\xbc": "JPEG XR",
+    b"\x8bJNG": "JNG",
     b"8BPS": "Photoshop",
+    b"gimp xcf": "GIMP",
+    b"\0\0\1\0": "icon",
+    b"icns": "icon",
+    b"DDS ": "DirectDraw",
+    b"qoif": "QOI",
+    b"v/1\1": "OpenEXR",
+    b"#?R": "Radiance HDR",
+    b"%!PS": "PostScript",
+    b"\n\5\1": "PCX",
+    b"\1\xda": "SGI",
+    **{b"P%d" % number: "Netpbm" for number in range(1, 8)},
     b"II*\0\x10\0\0\0CR": "Canon's raw format",
+    b"II\x1a\0\0\0HEAPCCDR": "Canon's raw format",
+    b"IIRO": "Olympus' raw format",
+    b"IIU\0": "Panasonic's raw format",
     b"FUJIFILMCCD-RAW": "Fujifilm's raw format",
 }
 
 _NOT_IMAGES = {
     b"<": "HTML or XML?",
     b"{": "JSON?",
+    b"\xef\xbf\xbd": "binary data that were changed to text; fetch the file again",
     b"%PDF": "PDF",
     b"PK\x03\x04": "a zip file",
     b"\x1f\x8b": "gzip",
     b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself",
 }
-
-
-class Jpeg(JpegImageFile):
-    """JPEG plugin that does not parse all EXIF data on opening, which is slow and warns about damage."""
-
-    def getexif(self) -> Image.Exif:
-        """Return no EXIF data; `orientation` reads what is needed."""
-        return Image.Exif()
 
 
 def plugin_of(data: bytes) -> type[ImageFile]:
@@ -106,12 +107,3 @@ def _plugin_of_boxes(data: bytes) -> type[ImageFile]:
         ) from error
     heif: type[ImageFile] = HeifImageFile
     return heif
-
-
-def count_jpeg_scans(data: bytes) -> int:
-    """Return the number of scans before the end of a JPEG."""
-    scans = position = 0
-    while (marker := _JPEG_MARKER.search(data, position)) and marker[1] != b"\xd9":  # end of image
-        scans += marker[1] == b"\xda"
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return scans

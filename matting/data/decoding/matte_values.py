@@ -17,6 +17,7 @@ from matting.data.decoding.errors import BadImage
 
 # Largest difference between the channels of a grey matte stored as RGB, after JPEG's rounding. Photos exceed it.
 _GREY_TOLERANCE = 16
+_IN_COLOR = "an image in colour, not a matte; expected grey, or an alpha channel"
 _LUMA = np.array([299, 587, 114], np.uint32)  # of 1000, as Pillow has it
 _SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # order of bytes in a raw mode
 _PLANAR, _PLANES = 284, 2  # tag of a TIFF
@@ -33,6 +34,8 @@ def matte_values(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
         return np.asarray(image).astype(np.uint16)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    elif image.mode == "La":
+        image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA"):
         alpha_HW = np.array(image.getchannel("A"))
         image = image.convert("RGB")
@@ -42,7 +45,7 @@ def matte_values(image: Image.Image) -> NDArray[np.uint8] | NDArray[np.uint16]:
         raise BadImage(f"pixels of mode {image.mode!r}, not a matte")
     image = color.as_8_bits(image)
     if image.mode == "RGB" and not _is_grey(image):
-        raise BadImage("an image in colour, not a matte")
+        raise BadImage(_IN_COLOR)
     return np.array(image.convert("L"))
 
 
@@ -90,7 +93,7 @@ def join_bytes(upper: Image.Image, lower: Image.Image, raw_mode: str) -> NDArray
     if upper.mode == "RGBA" and (values_HWC[..., 3].min() < 65535 or not is_grey):
         return np.ascontiguousarray(values_HWC[..., 3])
     if not is_grey:
-        raise BadImage("an image in colour, not a matte")
+        raise BadImage(_IN_COLOR)
     return np.asarray((values_HWC[..., :3] @ _LUMA + 500) // 1000, np.uint16)
 
 

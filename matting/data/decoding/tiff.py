@@ -36,6 +36,8 @@ _NUMBERS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "c
 _TYPE_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # in bytes; others 1
 _NEEDED = {_BITS, 273, 279, 320, 324, 325, _EXTRA, _SAMPLE_FORMAT, 700, 34675}  # strips, tiles, palette, XMP, profile
 _UNCOMPRESSED = 1
+_WEBP = 50001  # left out of Pillow's libtiff
+_COLOR_MAP, _WIDE = 320, 256  # values of a palette have 16 bits, and are at least this in all but a black one
 _PLANES = 2  # each channel is stored on its own
 
 
@@ -60,8 +62,10 @@ def check_directory(data: bytes) -> None:
     Pillow overlooks what is missing, and would lose an orientation or a profile.
 
     Raises:
-        BadImage: Some of it lies behind the end of the file.
+        BadImage: Some of it lies behind the end of the file, or Pillow does not read its byte order.
     """
+    if data.startswith(b"MM\0+"):
+        raise BadImage("a TIFF of a kind that is not read here: a big-endian BigTIFF; convert it to RGB of 8 bits")
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     is_big = data[2:4] in (b"+\0", b"\0+")
     word, length, entry_size, value_size = ("Q", "Q", 20, 8) if is_big else ("I", "H", 12, 4)
@@ -95,6 +99,7 @@ def check_variant(tags: Mapping[int, Any]) -> None:
     planes = tags.get(_SAMPLES, 1) if tags.get(_PLANAR, 1) == _PLANES else 1
     if (
         color not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR)
+        or tags.get(_COMPRESSION) == _WEBP
         or not {1, 2, 4, 8, 16}.issuperset(bits)
         or not {1, 4}.issuperset(_tuple(tags.get(_SAMPLE_FORMAT, 1)))  # 4 is undefined: unsigned for all readers
         # Pillow takes the second plane of grey images from the first, and planes of 16 bits for planes of 8.
@@ -106,13 +111,18 @@ def check_variant(tags: Mapping[int, Any]) -> None:
         raise BadImage(_refusal(tags))
 
 
-def with_black_zero(image: Image.Image) -> Image.Image:
-    """Return the image; inverted if it is a TIFF of 16 bits whose white is zero, which Pillow leaves as it is."""
+def corrected(image: Image.Image) -> Image.Image:
+    """Return the image as its file means it, where that is a TIFF that Pillow decodes to other values.
+
+    Pillow leaves 16 bits whose white is zero as they are. Some software writes palettes of 8 bits.
+    """
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC, 0) == _WHITE_IS_ZERO and tags:
         inverted = Image.fromarray(65535 - np.asarray(image).astype(np.uint16))
         inverted.info = image.info
         return inverted
+    if image.mode == "P" and max(tags.get(_COLOR_MAP, (_WIDE,))) < _WIDE:
+        image.putpalette(bytes(tags[_COLOR_MAP]), "RGB;L")
     return image
 
 

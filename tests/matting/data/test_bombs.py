@@ -119,7 +119,7 @@ def test_bombs_take_little_memory_and_time(tmp_path: Path) -> None:
     assert megabytes < 100
     assert seconds < 20  # takes about 3, mostly for the many texts
     harmless = {name for name, outcome in zip(BOMBS, outcomes, strict=True) if outcome == "decoded"}
-    assert harmless == {"PNG with 300 MB for one pixel", "TIFF with 300 MB for 16 pixels"}
+    assert harmless == {name for name in BOMBS if "with 300 MB" in name}
 
 
 def test_harmless_jpegs_are_read() -> None:

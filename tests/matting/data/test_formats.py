@@ -65,6 +65,9 @@ def test_other_boxes_and_pointers_are_named() -> None:
         (b"\xff\x0a", "JPEG XL"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\1\0\1\0", "icon"),
+        (b"P6\n4 3\n255\n", "Netpbm"),
+        (b"%!PS-Adobe-3.0", "PostScript"),
         (b"II*\0\x10\0\0\0CR\2\0", "Canon's raw format"),
     ],
 )

@@ -208,7 +208,7 @@ def test_large_jpeg_is_decoded_reduced(orientation, side, factor):
         (b"%PDF-1.7 ...", r"not an image \(PDF\)"),
         (b"\0\0\0\x18ftypisom....mp41", r"not read here \(isom\); convert it"),
         (b"\0" * 100, r"not an image \(b'"),
-        (b"\xff\xd8\xff", "damaged JPEG"),
+        (b"\xff\xd8\xff", "truncated JPEG: it ends before its pixels"),
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"GIF89a", "GIF"),
         (b"II*\0", "TIFF"),

@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from matting.data import images
-from matting.data.decoding.damage import png_chunk
+from matting.data.decoding.png import png_chunk
 from matting.data.images import Pixels
 from tests.matting.data.test_color import BLOCKS_HWC, GREY_HW, converted
 from tests.matting.data.test_images import encoded

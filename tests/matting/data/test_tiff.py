@@ -175,3 +175,23 @@ def test_pillow_image_of_a_garbled_kind_is_refused() -> None:
     image.load()  # Pillow gives wrong pixels without an error
     with pytest.raises(BadImage, match="grey, 2 channels in planes of 8 bits"):
         images.from_pillow(image)
+
+
+def test_palette_of_8_bits_is_read() -> None:
+    data = written(samples(1, 8), photometric="palette", colormap=COLOR_MAP // 257)
+    expected_HWC = COLOR_MAP.T[samples(1, 8)] // 257
+    np.testing.assert_array_equal(images.decode_image(data), expected_HWC)
+    np.testing.assert_array_equal(images.from_pillow(Image.open(BytesIO(data))).image_HWC, expected_HWC)
+
+
+def test_kinds_that_pillow_takes_for_damage_are_refused_by_name() -> None:
+    with pytest.raises(BadImage, match="a TIFF of a kind that is not read here: a big-endian BigTIFF"):
+        images.decode_image(written(samples(3, 8), photometric="rgb", byteorder=">", bigtiff=True))
+    with pytest.raises(BadImage, match="unsigned, compression 50001; convert it to RGB of 8 bits"):
+        images.decode_image(written(samples(3, 8), photometric="rgb", compression="webp"))
+
+
+def test_matte_of_premultiplied_grey_is_its_alpha() -> None:
+    alpha_HW = samples(1, 8)
+    data = written(np.dstack([alpha_HW, alpha_HW]), photometric="minisblack", extrasamples=[1])
+    np.testing.assert_array_equal(images.decode_alpha(data), alpha_HW)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from matting.data.photo_tables import PhotosError
 from matting.data.photos import find_photos
-from matting.data.sources import tables
-from matting.data.sources.tables import TableError, find_table, read_list, read_texts
+from matting.data.sources import lists
+from matting.data.sources.lists import read_list
+from matting.data.sources.tables import TableError, find_table, read_texts
 from matting.storage import store
 from matting.storage.errors import NotFoundError
 from tests.support.photos import keys, read_all, write_keys, write_table
@@ -127,7 +128,6 @@ def test_lists_are_read_as_meant_or_refused(here, text, names):
     ("data", "reason"),
     [
         ("image\nx/1.jpg\ncaf\xe9.jpg\n".encode("latin-1"), "its line 3 is not UTF-8"),
-        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "is not UTF-8"),
         (codecs.BOM_UTF16_LE + b"i\0m\0a", "its line 1 is not UTF-16-LE"),
         (codecs.BOM_UTF32_LE + b"\xff\xff\xff\xff", "its line 1 is not UTF-32-LE"),
     ],
@@ -139,7 +139,7 @@ def test_other_encodings_are_refused(here, data, reason):
 
 
 def test_long_text_is_decoded_in_pieces(here, monkeypatch):
-    monkeypatch.setattr(tables, "_DECODED", 7)
+    monkeypatch.setattr(lists, "_DECODED", 7)
     text = as_csv([["image"], *([name] for name in NAMES * 3)])
     for encoding in ENCODINGS:
         store.write_bytes(f"{here}/list.csv", ENCODINGS[encoding] + text.encode(encoding))
@@ -167,7 +167,6 @@ def test_json_lines_are_read(here):
 @pytest.mark.parametrize(
     "text",
     [
-        '[{"image": "10.png"}]',
         '{"image": ',
         '{"image": 3.5}',
         '{"image": {"path": "a"}}',
@@ -244,3 +243,33 @@ def test_written_texts_are_read_again(rows, delimiter, line):
         "key": [key for key, _ in rows],
         "image": [image for _, image in rows],
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"PK\3\4" + bytes(range(256)), "an Excel workbook or another archive"),
+        (b"\x1f\x8b\x08\x00" + bytes(range(256)), "binary or compressed data"),
+        (bytes(100), "binary or compressed data"),
+        (b'[{"image": "10.png"}]', "a JSON array"),
+    ],
+)
+def test_files_that_are_no_lists_are_named(here, data, kind):
+    for name in ("list.csv", "list.jsonl"):
+        store.write_bytes(f"{here}/{name}", data)
+        with pytest.raises(TableError, match=f"{kind}, not a list; save it as 'CSV UTF-8', or as JSON Lines"):
+            find_photos(f"{here}/{name}")
+
+
+def test_header_without_a_line_break_is_a_table_without_rows(here):
+    store.write_bytes(f"{here}/list.csv", b"image")
+    with pytest.raises(PhotosError, match="is a table without rows"):
+        find_photos(f"{here}/list.csv")
+
+
+@pytest.mark.parametrize("count", [400, 10_000])
+def test_images_as_text_are_refused_in_a_short_message(here, count):
+    write_table(f"{here}/list.parquet", pa.table({"image": ["/9j/4AAQ" * count]}))
+    with pytest.raises(PhotosError, match="none of them exists") as caught:
+        find_photos(f"{here}/list.parquet")
+    assert len(str(caught.value)) < 1000
