@@ -128,7 +128,7 @@ def decode_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, by
 def from_pillow(image: Image.Image) -> DecodedPhoto:
     """Decode a photo that Pillow has opened, as `decode_photo` does from its bytes.
 
-    Pillow does not tell colours that are named by CICP alone; they count as sRGB here.
+    Pillow does not tell colours that are named by CICP alone, or by EXIF data in a TIFF; they count as sRGB here.
 
     Raises:
         BadImage: See `decode_photo`.

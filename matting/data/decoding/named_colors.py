@@ -2,7 +2,7 @@
 
     PNG                       -> cICP, else its profile, else sRGB, else gAMA and cHRM, as the standard orders them
     AVIF and HEIC             -> their profile, else the numbers of their "colr" box
-    EXIF data of any of these -> Adobe RGB, as cameras say it, where nothing else is said
+    EXIF data of any, or TIFF -> Adobe RGB, as cameras say it, where nothing else is said
 
 A gAMA of 1/2.2 with the primaries of sRGB, or without any, means sRGB, as in libpng and in browsers.
 
@@ -65,7 +65,7 @@ def define_colors(image: Image.Image, data: bytes = b"") -> str | None:
 
     Args:
         image: Image as Pillow has opened and loaded it. Its `info` is changed.
-        data: Its file, if it is at hand: Pillow does not tell numbers by CICP.
+        data: Its file, if it is at hand: Pillow does not tell numbers by CICP, and EXIF data of a TIFF.
 
     Returns:
         A warning if colours are defined in a way that is not applied; else None.
@@ -79,7 +79,7 @@ def define_colors(image: Image.Image, data: bytes = b"") -> str | None:
     if cicp and not colors:
         named = f"CICP primaries {cicp[0]}, transfer {cicp[1]}"
     else:
-        colors = colors or _colors_of_png(image) or _colors_of_exif(image) or _SRGB_COLORS
+        colors = colors or _colors_of_png(image) or _colors_of_exif(image, data) or _SRGB_COLORS
         if colors == _SRGB_COLORS:
             return None
         if profile := _profile(colors):
@@ -121,8 +121,11 @@ def _colors_of_png(image: Image.Image) -> _Colors | None:
     return _Colors(chromaticities, (1 / value if value else 0.0) if value is not None else None)
 
 
-def _colors_of_exif(image: Image.Image) -> _Colors | None:
+def _colors_of_exif(image: Image.Image, data: bytes) -> _Colors | None:
     exif = image.info.get("exif")
+    if image.format == "TIFF":
+        # A TIFF is laid out as EXIF data are. Few have them: do not search the pixels for the index.
+        exif = data if ExifTags.IFD.Exif in getattr(image, "tag_v2", ()) else None
     if image.mode == "CMYK" or not isinstance(exif, bytes) or _ADOBE_INDEX not in exif:  # parse few of them
         return None
     space = read_tag(exif, ExifTags.IFD.Exif, ExifTags.Base.ColorSpace)

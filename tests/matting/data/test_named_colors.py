@@ -5,6 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import ExifTags, Image
 
 from matting.data import images
@@ -162,6 +163,58 @@ def test_adobe_rgb_of_cameras_is_applied(format: str, options: dict[str, object]
     np.testing.assert_array_equal(images.from_pillow(Image.open(BytesIO(data))).image_HWC, photo.image_HWC)
     assert photo.warning is None
     assert photo.profile is not None
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_adobe_rgb_of_cameras_is_applied_in_tiff(mode: str, order: str) -> None:
+    image = Image.fromarray(BLOCKS_HWC).convert(mode)
+    plain_HWC = np.asarray(image.convert("RGB"))
+    for index, (primaries, gamma) in {b"R03\0": (ADOBE, 563 / 256), b"R98\0": (SRGB, None)}.items():
+        photo = images.decode_photo(tiff_with_exif(image, index, order))
+        assert np.abs(photo.image_HWC - converted(plain_HWC, primaries, gamma)).max() <= 1.5
+        assert photo.warning is None
+
+
+def tiff_with_exif(image: Image.Image, index: bytes, order: str) -> bytes:
+    """Return a TIFF with an EXIF directory, whose colour space has this index of interoperability."""
+    buffer = BytesIO()
+    tifffile.imwrite(
+        buffer,
+        np.asarray(image),
+        photometric="minisblack" if image.mode == "L" else "rgb",
+        byteorder=order,
+        metadata=None,
+        extrasamples=["unassalpha"] if image.mode == "RGBA" else None,
+        extratags=[(65000, 4, 1, 0, True)],  # tifffile writes no other place of EXIF data
+    )
+    end = len(buffer.getvalue())
+    pack = lambda tag, kind, value: struct.pack(f"{order}HHII", tag, kind, 1, value)  # noqa: E731
+    data = buffer.getvalue().replace(pack(65000, 4, 0), pack(ExifTags.IFD.Exif, 4, end))
+    count = [struct.pack(f"{order}H", number) for number in (2, 1)]
+    space = pack(ExifTags.Base.ColorSpace, 3, 0)[:8] + struct.pack(f"{order}HH", 65535, 0)
+    first = count[0] + space + pack(ExifTags.IFD.Interop, 4, end + 30) + bytes(4)
+    return data + first + count[1] + pack(ExifTags.Interop.InteropIndex, 2, 0)[:8] + index + bytes(4)
+
+
+def test_numbers_and_profile_of_a_heic_are_applied() -> None:
+    buffer = BytesIO()
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(BLOCKS_HWC)).save(buffer, quality=95, chroma=444)
+    heic = buffer.getvalue()
+    place = heic.index(b"colrnclx") + 8
+    plain = images.decode_photo(heic)
+    assert plain.warning is plain.profile is None
+    photo = images.decode_photo(heic[:place] + b"\0\x0c" + heic[place + 2 :])
+    assert np.abs(photo.image_HWC - converted(plain.image_HWC, P3, None)).max() <= 1.5
+    assert photo.profile is not None
+    assert photo.warning is None
+    buffer = BytesIO()
+    heif = pillow_heif.from_pillow(Image.fromarray(BLOCKS_HWC))
+    heif.save(buffer, quality=95, chroma=444, icc_profile=rgb_profile(P3))
+    np.testing.assert_array_equal(images.decode_image(buffer.getvalue()), photo.image_HWC)
+    flagged = images.decode_photo(heic[:place] + b"\0\x09\0\x10" + heic[place + 4 :])
+    assert "CICP primaries 9, transfer 16" in str(flagged.warning)
 
 
 def test_other_colors_by_exif_are_taken_as_srgb() -> None:
