@@ -47,6 +47,7 @@ from jobs.prediction.rounds import NoDeviceLeftError, handle_in_rounds, tasks_at
 from jobs.prediction.terminal import print_plan, print_result
 from matting.data.images import MAX_PIXELS
 from matting.data.photos import Photos, find_photos
+from matting.data.sources.tar_index import INDEX_NAME, TarIndex
 from matting.inference.predictor import Refine
 from matting.messages import first_few
 from matting.nn import checkpoint
@@ -171,7 +172,8 @@ def main(
     )
     model = checkpoint.load(checkpoint_uri).identity
     settings = options.settings(decide_precision(options.precision, options.device))
-    photos = find_photos(source, output)
+    index = TarIndex.read(f"{output}/{INDEX_NAME}")
+    photos = find_photos(source, output, index)
     known = ledger.read(output)
     plan = ledger.plan(photos.table, known, model, str(settings), options.retry_failed)
     due = plan.due.slice(0, options.limit)
@@ -184,6 +186,7 @@ def main(
     store.check_writable(output)
     group = hashlib.sha256(f"{model} {settings}".encode()).hexdigest()  # runs that write the same may do so together
     with lease.hold(output, command_line(), group, options.take_over, lease_seconds) as fence:
+        index.save(f"{output}/{INDEX_NAME}")
         remove_outputs(output, known, pruned)
         due = with_earlier_outputs(due, known)
         del known

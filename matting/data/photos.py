@@ -27,6 +27,7 @@ from matting.data.photo_tables import (
 from matting.data.sources.listing import Listing, list_collection
 from matting.data.sources.tables import TABLE_SUFFIXES, find_table
 from matting.data.sources.tar import TAR_SUFFIX
+from matting.data.sources.tar_index import TarIndex
 from matting.messages import first_few
 from matting.storage import store
 from matting.storage.concurrent import concurrently
@@ -52,7 +53,7 @@ class Photos:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def find_photos(uri: str, output: str | None = None) -> Photos:
+def find_photos(uri: str, output: str | None = None, index: TarIndex | None = None) -> Photos:
     """Find the photos of the collection at `uri`: a folder, a tar archive, or a table.
 
     In a folder, every file with the suffix of an image is a photo, also a hidden one, but not `._name` beside `name`,
@@ -63,6 +64,7 @@ def find_photos(uri: str, output: str | None = None) -> Photos:
     Args:
         uri: URI of the collection.
         output: URI of the predictions; files below it are not part of the collection.
+        index: Files of archives that were listed before; see `listing.list_collection`.
 
     Raises:
         PhotosError: There are no photos, the collection is the output, or a table cannot be used.
@@ -79,7 +81,7 @@ def find_photos(uri: str, output: str | None = None) -> Photos:
         )
     if parts := find_table(place):
         return Photos(photos_in_table(uri, parts, folder), ())
-    return _photos_in_folder(uri, list_collection(uri, without=inside or ""))
+    return _photos_in_folder(uri, list_collection(uri, inside or "", index))
 
 
 def read_photos(rows: pa.Table, ahead: int) -> Iterator[tuple[int, bytes | ReadFailure]]:

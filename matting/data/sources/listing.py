@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from matting.data.sources.tables import TABLE_SUFFIXES
-from matting.data.sources.tar import COMPRESSED, PACKED_TAR_SUFFIXES, TAR_SUFFIX, list_tar
+from matting.data.sources.tar import COMPRESSED, PACKED_TAR_SUFFIXES, TAR_SUFFIX
+from matting.data.sources.tar_index import TarIndex
 from matting.storage import store
 from matting.storage.backend import StoredFile
 from matting.storage.concurrent import concurrently
 from matting.storage.errors import NotFoundError, StorageError
-from matting.storage.uri import IMPOSSIBLE_KEY, range_uri
+from matting.storage.uri import IMPOSSIBLE_KEY, Span, range_uri
 
 FILE_SCHEMA = pa.schema([("key", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("uri", pa.string())])
 
@@ -43,7 +44,7 @@ class Listing:
     left_out: tuple[tuple[str, str], ...]
 
 
-def list_collection(uri: str, without: str = "") -> Listing:
+def list_collection(uri: str, without: str = "", index: TarIndex | None = None) -> Listing:
     """List every file below a folder or prefix, or in a tar archive.
 
     These are left out, with the reason: names that are not UTF-8, keys that cannot name outputs, what is damaged in an
@@ -52,14 +53,15 @@ def list_collection(uri: str, without: str = "") -> Listing:
     Args:
         uri: URI of a folder, or of a .tar file.
         without: Key of a folder to pass over; "" for none.
+        index: Files of archives that were listed before; those of others are added to it.
 
     Raises:
         NotFoundError: There is nothing at `uri`, or a file that is no tar archive.
         StorageError: The folder cannot be listed, or an archive cannot be read.
     """
-    place = uri.rstrip("/")
+    place, index = uri.rstrip("/"), index or TarIndex()
     if place.lower().endswith(TAR_SUFFIX) and store.exists(place):
-        files, left_out = _files_in_tar(place, store.stat(place), "")
+        files, left_out = _files_in_tar(place, store.stat(place), "", index)
         return Listing(files.sort_by("key"), tuple((key or place, reason) for key, reason in left_out))
     left_out = []
     try:
@@ -82,8 +84,12 @@ def list_collection(uri: str, without: str = "") -> Listing:
     files, archives = _split(files, _ends_with(files, (TAR_SUFFIX, *PACKED_TAR_SUFFIXES)))
     packed, archives = _split(archives, _ends_with(archives, (TAR_SUFFIX,)))
     left_out += [(key, COMPRESSED) for key in packed["key"].to_pylist()]
+
+    def list_archive(file: dict[str, Any]) -> tuple[pa.Table, list[tuple[str, str]]]:
+        return _files_in_tar(file["uri"], StoredFile(file["key"], file["size"], file["etag"]), f"{file['key']}/", index)
+
     tables = [files]
-    for _, (members, reasons) in concurrently(_files_in_archive, archives.to_pylist(), _ARCHIVES):
+    for _, (members, reasons) in concurrently(list_archive, archives.to_pylist(), _ARCHIVES):
         tables.append(members)
         left_out += reasons
     if len(archives):
@@ -91,22 +97,19 @@ def list_collection(uri: str, without: str = "") -> Listing:
     return Listing(files, tuple(left_out))
 
 
-def _files_in_archive(archive: dict[str, Any]) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """Return the files in an archive of a folder, and what is left out, both by keys of the folder."""
-    stored = StoredFile(archive["key"], archive["size"], archive["etag"])
-    files, left_out = _files_in_tar(archive["uri"], stored, f"{archive['key']}/")
-    return files, [(f"{archive['key']}/{name}".rstrip("/"), reason) for name, reason in left_out]
-
-
-def _files_in_tar(uri: str, stored: StoredFile, prefix: str) -> tuple[pa.Table, list[tuple[str, str]]]:
-    members, left_out = list_tar(uri, stored.size)
+def _files_in_tar(uri: str, stored: StoredFile, prefix: str, index: TarIndex) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """Return the files in an archive, and names and reasons of what is left out; names begin with `prefix`."""
+    rows = index.members(uri, stored)
+    files, left_out = _split(rows, pc.is_valid(rows["reason"]))
+    spans = list(map(Span, files["offset"].to_pylist(), files["size"].to_pylist()))
     columns = {
-        "key": [prefix + member.name for member in members],
-        "etag": [f"{stored.etag}@{member.span.offset}" for member in members],
-        "size": [member.span.size for member in members],
-        "uri": [range_uri(uri, member.span) for member in members],
+        "key": [prefix + name for name in files["name"].to_pylist()],
+        "etag": [f"{stored.etag}@{span.offset}" for span in spans],
+        "size": files["size"],
+        "uri": [range_uri(uri, span) for span in spans],
     }
-    return pa.table(columns, schema=FILE_SCHEMA), left_out
+    names = [f"{prefix}{name}".rstrip("/") for name in left_out["name"].to_pylist()]
+    return pa.table(columns, schema=FILE_SCHEMA), list(zip(names, left_out["reason"].to_pylist(), strict=True))
 
 
 def _explain_file(place: str, error: StorageError) -> StorageError:

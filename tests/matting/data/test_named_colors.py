@@ -212,7 +212,8 @@ def test_numbers_and_profile_of_a_heic_are_applied() -> None:
     buffer = BytesIO()
     heif = pillow_heif.from_pillow(Image.fromarray(BLOCKS_HWC))
     heif.save(buffer, quality=95, chroma=444, icc_profile=rgb_profile(P3))
-    np.testing.assert_array_equal(images.decode_image(buffer.getvalue()), photo.image_HWC)
+    tagged_HWC = images.decode_image(buffer.getvalue())
+    assert np.abs(tagged_HWC - converted(plain.image_HWC, P3, None)).max() <= 2
     flagged = images.decode_photo(heic[:place] + b"\0\x09\0\x10" + heic[place + 4 :])
     assert "CICP primaries 9, transfer 16" in str(flagged.warning)
 
