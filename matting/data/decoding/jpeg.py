@@ -103,6 +103,7 @@ def open_jpeg(data: bytes) -> OpenedJpeg:
         data = _without_bad_metadata(data)
         image = Jpeg(BytesIO(data))
         warning = "some of its metadata are damaged, and were left out"
+    assert image.fp is not None  # open until the pixels are loaded
     pixels = image.fp.tell()
     _check_transfer(data, pixels)
     # Most files are not progressive, and have one scan of all components. The decoder refuses another one behind it.
