@@ -47,7 +47,7 @@ class FoundPhotos(NamedTuple):
     Attributes:
         keys: Key of each photo by its URI: its path below the folder that all inputs share.
         failed: Reason for each input that cannot be found or listed, which begins with its name.
-        ignored: Files of the folders whose names are not those of photos.
+        ignored: Files of the folders that are left out: their names are not those of photos, or a reason is beside it.
         is_single: Whether one photo is named, and no folder.
     """
 
@@ -192,6 +192,7 @@ def find_all(given: Sequence[str], output: str) -> FoundPhotos:
                 is_single = False
                 folders |= dict.fromkeys(listed.table["uri"].to_pylist(), uri.rstrip("/"))
                 ignored += [join_uri(uri, name) for name in listed.ignored]
+                ignored += [f"{join_uri(uri, name)} {reason}" for name, reason in listed.left_out]
         except (PhotosError, StorageError) as error:
             failed.append(f"{unsigned_uri(uri)}: {error}")
     return FoundPhotos(keys_below_shared_folder(folders), failed, ignored, is_single)

@@ -1,6 +1,7 @@
 """The command `python -m matting`: photos and folders to cutouts and masks, without Ray."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -231,6 +232,19 @@ def test_folder_keeps_paths_and_goes_on_after_bad_photos(
     assert counts == "2 done, 2 failed; 1 other files left out: photos/notes.txt"
     assert run_main(monkeypatch, "photos", "-o", "photos/out", "--checkpoint", untrained) == 1
     assert files(here / "photos/out") == {"x/1.jpg.png", "y/1.jpg.png"}, "outputs are no photos"
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_named(
+    untrained: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_photo(here / "photos/a.jpg", 0)
+    (here / "photos" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(data)
+    (here / "photos/more.tgz").write_bytes(b"\x1f\x8b")
+    assert run_main(monkeypatch, "photos", "-o", "out", "--checkpoint", untrained) == 0
+    (counts,) = capsys.readouterr().err.splitlines()
+    assert counts.startswith("1 done, 0 failed; 2 other files left out: ")
+    assert r"photos/caf\xe9.jpg has a name that is not UTF-8" in counts
+    assert "photos/more.tgz is a compressed tar archive" in counts
 
 
 def test_photos_of_one_name_keep_their_folders(untrained: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
