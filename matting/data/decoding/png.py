@@ -37,7 +37,7 @@ def mend_png(data: bytes, max_pixels: int) -> tuple[bytes, str | None]:
         BadImage: The checksum of a chunk that the pixels need is wrong, the palette is missing, or there is a chunk
             that is not known and that the pixels need.
     """
-    kept, dropped, pixels = [], dict[bytes, str](), []
+    kept, dropped, pixels = list[tuple[int, int]](), dict[bytes, str](), list[slice]()
     position, color = _START, int.from_bytes(data[25:26])
     has_palette = has_frames = False
     while (end := position + 12 + int.from_bytes(data[position : position + 4])) <= len(data):

@@ -83,9 +83,6 @@ def _split_by_archive(rows: pa.Table) -> list[pa.Table]:
 
 def _read_headers(uri: str, version: str, size: int) -> pa.Table:
     members, left_out = list_tar(uri, size)
-    files = [(member.name, member.span.offset, member.span.size, None) for member in members]
-    files += [(name, -1, 0, reason) for name, reason in left_out]
-    names, offsets, sizes, reasons = zip(*(files or [(None, -1, 0, None)]), strict=True)
-    count = len(names)
-    columns = [[uri] * count, [version] * count, names, offsets, sizes, reasons]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    rows = [{"name": member.name, **member.span._asdict()} for member in members]
+    rows += [{"name": name, "reason": reason} for name, reason in left_out]
+    return pa.Table.from_pylist([{"archive": uri, "version": version, **row} for row in rows or [{}]], _SCHEMA)
