@@ -14,6 +14,7 @@ from jobs import evaluate, export, pack, predict
 from jobs.common import cluster
 from jobs.common.cli import run_job
 from matting.data import images
+from matting.data.sources.tar_index import INDEX_NAME
 from matting.data.synthetic import draw_person
 from matting.storage import store
 from tests.support import predictions
@@ -217,6 +218,7 @@ def test_archives_give_the_same_mattes(
     assert "(2 other files: 0.tar/notes.json; 1.tar/notes.json)" in printed
     assert "1 left out: old.tar.gz is a compressed tar archive" in printed
     assert "old.tar.gz is a compressed tar archive" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out" / INDEX_NAME).exists()
     keys = {f"{number // 10}.tar/{name}": name for number, name in enumerate(names)}
     predictions.assert_accounted_for(tmp_path / "out", set(keys))
     for key, name in keys.items():

@@ -10,6 +10,7 @@ from PIL import Image
 from jobs.bench.workload import untrained_unet
 from jobs.prediction.blocks import PredictionWork
 from matting.data import images
+from matting.data.sources.tar_index import INDEX_NAME
 from matting.data.synthetic import draw_person
 from matting.nn import checkpoint
 from matting.nn.unet import UNetConfig
@@ -72,5 +73,5 @@ def assert_accounted_for(output: Path, keys: set[str]) -> None:
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     found = {path for path in found if not path.startswith("_lease/")}  # a job that was killed leaves its lease
     parts = {path for path in found if path.startswith("_ledger/")}
-    assert found - parts - {"report.html", "summary.json"} == listed
+    assert found - parts - {"report.html", "summary.json", INDEX_NAME} == listed
     assert len(parts) == 1
