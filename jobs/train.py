@@ -128,6 +128,7 @@ def train(
             folder=folder,
             trainer_class=trainer_class,
             use_gpu=use_gpu,
+            batch=folder.progress().get("batch") or options.worker_batch(len(data.epoch_rows), use_gpu),
             mailbox=mailbox,
             cluster_ready=time.time(),
             token=token,

@@ -39,6 +39,9 @@ CHANGEABLE = {
     "check_mattes",
 }
 
+MAX_AUTO_BATCH = 512  # largest number of pairs in a GPU's step with "--batch auto"
+MIN_STEPS = 50  # smallest number of steps in an epoch that it leaves
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(PairOptions):
@@ -73,7 +76,9 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
         init: URI of a checkpoint to fine-tune, such as runs/first/best. Its weights are those to begin with. Its
             network and --size are taken over: network options must be left out or agree, --size may be another. The
             learning rate is 2e-4 unless --learning-rate is given; all else follows the recipe.
-        batch: Number of pairs that a worker takes in one step.
+        batch: Number of pairs that a worker takes in one step. "auto" is the recipe's on CPUs; on GPUs it is up to 512,
+            as long as an epoch has 50 steps. Learning rate, betas, weight decay and EMA decay follow the batch of all
+            workers. A run that goes on keeps its batch.
         epochs: Number of passes over the training pairs.
         minutes: Minutes of training and validation after which the run ends, even if epochs are left.
         workers: Number of data-parallel workers; on GPUs, each has one. A range such as "1,4" trains with as many as
@@ -86,7 +91,7 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
     name: str | None = None
     recipe: Literal["baseline", "matting", "night", "quickstart"] | None = None
     init: str | None = None
-    batch: int = 8
+    batch: int | Literal["auto"] = "auto"
     epochs: int = 30
     minutes: float | None = None
     workers: int | str = 1
@@ -98,7 +103,7 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
             if "__post_init__" in vars(base):
                 vars(base)["__post_init__"](self)
         for name in ("size", "synthetic_pairs", "batch", "epochs"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ValueError(f"{config.dash_name(name)} must be at least 1, is {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes must be more than 0, is {self.minutes}")
@@ -149,6 +154,19 @@ class TrainConfig(DataOptions, UNetConfig, TrainingConfig, LeaseOptions):
     def training(self) -> TrainingConfig:
         """Return the options that :mod:`matting.nn.trainer` takes, as a config of its own."""
         return TrainingConfig(**{field.name: getattr(self, field.name) for field in fields(TrainingConfig)})
+
+    def worker_batch(self, epoch_samples: int, use_gpu: bool) -> int:
+        """Return the number of pairs that each worker takes in one step.
+
+        Args:
+            epoch_samples: Number of training samples in an epoch.
+            use_gpu: Whether each worker has a GPU.
+        """
+        if self.batch != "auto":
+            return self.batch
+        if not use_gpu:
+            return self.recipe_batch
+        return max(self.recipe_batch, min(MAX_AUTO_BATCH, epoch_samples // (MIN_STEPS * self.max_workers)))
 
     def budget(self, epoch_samples: int) -> Budget:
         """Return how long the run trains, given the number of samples in an epoch."""

@@ -25,6 +25,7 @@ class Recorder:
         trainer: Trainer to record.
         config: Contents of config.json for its checkpoints.
         epoch_samples: Number of training samples in an epoch.
+        batch: Number of samples in a worker's steps, which a run keeps when it goes on.
         mailbox: Mailbox of the driver's console.
         cluster_ready: Time at which the cluster had started, in seconds since 1970.
     """
@@ -35,11 +36,12 @@ class Recorder:
         trainer: Trainer,
         config: Mapping[str, Any],
         epoch_samples: int,
+        batch: int,
         mailbox: MailboxHandle,
         cluster_ready: float,
     ) -> None:
         self._folder, self._trainer, self._config = folder, trainer, config
-        self._epoch_samples, self._console = epoch_samples, SharedConsole(mailbox)
+        self._epoch_samples, self._batch, self._console = epoch_samples, batch, SharedConsole(mailbox)
         self._cluster_ready: float | None = cluster_ready  # until the first step
         self._first_batch: dict[str, float] = {}
         self._history = folder.history(trainer.steps)
@@ -114,7 +116,7 @@ class Recorder:
             **{f"{last}/{name}": data for name, data in encoded.items()},
         }
         progress = {name: getattr(trainer, name) for name in ("epochs_done", "steps", "seconds", "best_mad")}
-        progress |= {"last": last, "best": self._best}
+        progress |= {"batch": self._batch, "last": last, "best": self._best}
         self._uploader.upload(EpochFiles(files, progress, encoded if is_best else {}))
         self._begin_epoch()
 

@@ -1,7 +1,8 @@
 """The run folder of a training: its options, its progress, its checkpoints and its metrics.
 
     run.json                     command, options and data fingerprints; a command that goes on must agree with them
-    progress.json                epochs, steps and seconds done, best MAD, names of the last and the best checkpoint
+    progress.json                epochs, steps and seconds done, best MAD, a worker's batch, names of the last and the
+                                 best checkpoint
     epoch-00001/ …               these two checkpoints; others are incomplete or stale
     best/                        copy of the best checkpoint
     metrics.jsonl                one row every few steps (train_loss), and one for each epoch (val_*, speed); epoch 0
@@ -116,7 +117,8 @@ class RunFolder:
         """Write progress.json, from which the run goes on, and delete all checkpoints that it does not name.
 
         Args:
-            progress: Values of epochs_done, steps, seconds and best_mad; last and best, the names of two checkpoints.
+            progress: Values of epochs_done, steps, seconds, best_mad and batch; last and best, the names of two
+                checkpoints.
 
         Raises:
             LeaseLostError: Another job has taken the folder over.

@@ -29,7 +29,7 @@ from jobs.training.streams import read_batches
 from matting.data.dataset import too_many_rejected
 from matting.messages import first_few
 from matting.nn import checkpoint
-from matting.nn.distributed import gather_over_workers
+from matting.nn.distributed import gather_over_workers, world_size
 from matting.nn.steps import NonFiniteLoss
 from matting.nn.trainer import Epoch, Score, Trainer, mean_scores
 from matting.nn.unet import UNet
@@ -48,6 +48,7 @@ class Assignment:
     folder: RunFolder
     trainer_class: type[Trainer]
     use_gpu: bool
+    batch: int  # number of pairs that a worker takes in one step
     mailbox: MailboxHandle
     cluster_ready: float  # when the cluster had started, in seconds since 1970
     token: Token | None  # proof that all nodes see the same files; None on a cluster of one machine
@@ -92,7 +93,7 @@ def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | 
         if failure := validate_epoch(assignment, trainer, recorder, val_shard, None):
             return failure
     while not budget.finished(trainer.epochs_done, trainer.seconds):
-        batches = read_batches(train_shard, options.batch)
+        batches = read_batches(train_shard, assignment.batch)
         try:
             epoch = trainer.train_epoch(batches, budget, recorder.record_step if recorder else None)
         except NonFiniteLoss as error:
@@ -116,7 +117,7 @@ def validate_epoch(
     Returns:
         Reason why the run failed and would fail again, or nothing.
     """
-    scores = trainer.validate(read_batches(val_shard, assignment.options.batch))
+    scores = trainer.validate(read_batches(val_shard, assignment.batch))
     if epoch is None:
         trainer.seconds = 0.0  # else the schedule, which follows the time, would skip its warm-up
     # The first worker's view, as training pairs may still be decoded while the starting weights are validated.
@@ -153,7 +154,8 @@ def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None)
     if assignment.start:
         model.load_state_dict(assignment.start.weights)  # of which the trainer's moving average begins as a copy
     device = promised_gpu() if assignment.use_gpu else torch.device("cpu")
-    trainer = assignment.trainer_class(model, assignment.options.training(), device, backgrounds_NHWC)
+    training = assignment.options.training()
+    trainer = assignment.trainer_class(model, training, device, backgrounds_NHWC, assignment.batch)
     # The first worker's view, as a shared file system may still show an older file to some of them.
     progress = gather_over_workers([assignment.folder.progress()])[0]
     if progress:
@@ -170,7 +172,9 @@ def start_recorder(assignment: Assignment, trainer: Trainer) -> Recorder:
         options.size,
         recipe={
             "name": options.recipe,
-            **asdict(options.training()),
+            **asdict(trainer.config),
+            "batch": assignment.batch,
+            "workers": world_size(),
             "init": assignment.start.record() if assignment.start else None,
         },
         data={
@@ -182,7 +186,13 @@ def start_recorder(assignment: Assignment, trainer: Trainer) -> Recorder:
         },
     )
     return Recorder(
-        assignment.folder, trainer, config, data.epoch_samples, assignment.mailbox, assignment.cluster_ready
+        assignment.folder,
+        trainer,
+        config,
+        data.epoch_samples,
+        assignment.batch,
+        assignment.mailbox,
+        assignment.cluster_ready,
     )
 
 

@@ -14,7 +14,7 @@ synchronized, and sums over all workers are divided once. This module uses no Ra
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,8 @@ class TrainingConfig:
     """Optimizer, losses and augmentation; the defaults are the baseline's.
 
     Args:
+        recipe_batch: Number of samples in a step, over all workers, that the next four options and ``ema_decay`` suit;
+            :func:`scale_to_batch` adjusts them to the steps that are taken.
         learning_rate: Learning rate of AdamW (Loshchilov and Hutter 2019), which without weight decay is Adam.
         betas: Decay rates of AdamW's first and second moments.
         weight_decay: Weight decay of the convolutions' kernels; biases and BatchNorm have none.
@@ -68,6 +70,7 @@ class TrainingConfig:
         ValueError: A value is out of its range.
     """
 
+    recipe_batch: int = 8
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.99)
     weight_decay: float = 0.0
@@ -85,13 +88,37 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.augment_size is not None and self.augment_size < 1:
-            raise ValueError(f"augment_size must be at least 1, is {self.augment_size}")
+        for name in ("recipe_batch", "augment_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
         for name in ("half_res_fraction", "augment_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a fraction of the run, from 0 to 1; is {getattr(self, name)}")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must be from 0 to 1, is {self.ema_decay}")
+
+
+def scale_to_batch(config: TrainingConfig, samples: int) -> TrainingConfig:
+    """Return the config for steps of another number of samples, so that each sample trains as much.
+
+    With k = samples / recipe_batch: learning rate × √k, EMA decay ^ k, β2 → 1 - k (1 - β2). AdamW shrinks kernels by
+    learning rate × weight decay in a step, so weight decay × √k keeps the shrinkage per sample (Malladi et al., "On the
+    SDEs and scaling rules for adaptive gradient algorithms", 2022). β2 is not lowered below β1, since a large gradient
+    would still be in the first moment when the second has forgotten it.
+
+    Args:
+        config: Config that suits its ``recipe_batch``.
+        samples: Number of samples in a step, over all workers.
+    """
+    factor = samples / config.recipe_batch
+    beta1, beta2 = config.betas
+    return replace(
+        config,
+        learning_rate=config.learning_rate * math.sqrt(factor),
+        weight_decay=config.weight_decay * math.sqrt(factor),
+        betas=(beta1, max(1 - factor * (1 - beta2), min(beta1, beta2))),
+        ema_decay=config.ema_decay**factor if config.ema_decay else 0.0,
+    )
 
 
 class Epoch(NamedTuple):
@@ -121,6 +148,7 @@ class Trainer:
         config: Optimizer, losses and augmentation.
         device: Device of this worker.
         backgrounds_NHWC: Photos without people, uint8, of the batches' size, for composites; or None.
+        batch: Number of samples in this worker's steps, to which the config is scaled; by default it is used as it is.
 
     ``trainer.model`` is the network to validate and save: the trained one, or the moving average of its weights.
     """
@@ -131,7 +159,9 @@ class Trainer:
         config: TrainingConfig,
         device: torch.device,
         backgrounds_NHWC: np.ndarray | None = None,
+        batch: int | None = None,
     ) -> None:
+        config = scale_to_batch(config, batch * world_size()) if batch else config
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's is missing
         self.config = config
         self.device = device
@@ -174,6 +204,9 @@ class Trainer:
         if self._ema:
             self.model.load_state_dict(weights)
         self._optimizer.load_state_dict(state["optimizer"])
+        # The state's own weight decay and betas suit the number of workers that it was saved by.
+        for group, weight_decay in zip(self._optimizer.param_groups, (self.config.weight_decay, 0.0), strict=True):
+            group |= {"weight_decay": weight_decay, "betas": self.config.betas}
         self.epochs_done, self.steps = state["epochs_done"], state["steps"]
         self.seconds, self.best_mad = state["seconds"], state["best_mad"]
 

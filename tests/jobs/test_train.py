@@ -260,9 +260,14 @@ def test_background_photos_reach_the_trainer(tmp_path: Path) -> None:
 
     class Seeing(Trainer):
         def __init__(
-            self, model: UNet, config: TrainingConfig, device: torch.device, backgrounds_NHWC: np.ndarray | None = None
+            self,
+            model: UNet,
+            config: TrainingConfig,
+            device: torch.device,
+            backgrounds_NHWC: np.ndarray | None = None,
+            batch: int | None = None,
         ) -> None:
-            super().__init__(model, config, device, backgrounds_NHWC)
+            super().__init__(model, config, device, backgrounds_NHWC, batch)
             np.save(seen, np.array(backgrounds_NHWC))
 
     augmented = [*SMALL, "--augment-fraction=1", "--epochs=1", "--max-rejected-fraction=0.02", f"--output={tmp_path}"]

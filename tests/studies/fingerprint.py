@@ -142,9 +142,9 @@ def training_digests(packed: str, recipe: str, precision: str, with_backgrounds:
     torch.manual_seed(options.seed)
     backgrounds = next(batched(val, len(val)))["image"][:, ::-1] if with_backgrounds else None
     trainer = Trainer(UNet(options.network()), options.training(), CPU, backgrounds)
-    budget = Budget(epochs=1, samples=STEPS * options.batch)
+    budget = Budget(epochs=1, samples=STEPS * options.recipe_batch)
     losses: list[str] = []
-    batches = islice(batched(cycle(train), options.batch), STEPS)
+    batches = islice(batched(cycle(train), options.recipe_batch), STEPS)
     trainer.train_epoch(batches, budget, lambda step: losses.append(step.loss.hex()))
     state = trainer.state()
     return {

@@ -47,7 +47,7 @@ def recorded(tmp_path: Path) -> RecordedRun:
     messages: list[Any] = []
     mailbox = SimpleNamespace(put=SimpleNamespace(remote=messages.append))
     config = checkpoint.describe(trainer.model, options.size, {"name": "quickstart"}, {})
-    recorder = Recorder(folder, trainer, config, len(data.epoch_rows), mailbox, cluster_ready=0.0)
+    recorder = Recorder(folder, trainer, config, len(data.epoch_rows), 8, mailbox, cluster_ready=0.0)
     for val_mad in (1.0, 2.0):
         epoch = trainer.train_epoch(batches_of(data, "train", 16), options.budget(32), recorder.record_step)
         scores = trainer.validate(batches_of(data, "val", 16))

@@ -3,6 +3,7 @@
 import math
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,30 @@ def test_budget_counts_samples_and_seconds() -> None:
     assert TrainConfig().budget(100).seconds == math.inf
 
 
+@pytest.mark.parametrize(
+    ("batch", "samples", "workers", "use_gpu", "expected"),
+    [
+        ("auto", 100_000, 1, False, 16),  # CPUs: the recipe's
+        ("auto", 100_000, 1, True, 512),
+        ("auto", 20_000, 1, True, 400),  # 50 steps an epoch
+        ("auto", 100_000, "2,8", True, 250),
+        ("auto", 100, 1, True, 16),
+        (24, 100_000, 8, True, 24),
+    ],
+)
+def test_batch_of_a_worker(batch: Any, samples: int, workers: Any, use_gpu: bool, expected: int) -> None:
+    options = TrainConfig(batch=batch, recipe_batch=16, workers=workers)
+    assert options.worker_batch(samples, use_gpu) == expected
+
+
+def test_only_the_baseline_keeps_its_batch_on_gpus() -> None:
+    batches = {
+        recipe: parse("--data=pairs", f"--recipe={recipe}").worker_batch(10**6, use_gpu=True)
+        for recipe in ("baseline", "matting", "night", "quickstart")
+    }
+    assert batches == {"baseline": 8, "matting": 512, "night": 512, "quickstart": 512}
+
+
 def test_default_recipe_follows_from_the_data() -> None:
     assert parse().recipe == "quickstart"
     assert parse("--data=pairs").recipe == "matting"
@@ -56,6 +81,8 @@ def test_identity_has_no_changeable_option() -> None:
     ("argv", "words"),
     [
         (["--bacth=3"], "Did you mean --batch?"),
+        (["--batch=0"], "--batch must be at least 1"),
+        (["--recipe-batch=0"], "--recipe-batch must be at least 1"),
         (["--epochs=0"], "--epochs must be at least 1"),
         (["--width=0"], "width must be at least 1"),
         (["--augment-size=0"], "--augment-size must be at least 1"),

@@ -46,7 +46,7 @@ def test_network_and_size_come_from_the_checkpoint(start: str) -> None:
     assert options.network() == checkpoint.load(start).model.config
     assert (options.recipe, options.size, options.learning_rate) == ("matting", SIZE, 2e-4)
     recipe = parse("--data=pairs")
-    for name in ("ema_decay", "schedule", "augment_fraction", "l1", "batch"):
+    for name in ("ema_decay", "schedule", "augment_fraction", "l1", "recipe_batch"):
         assert getattr(options, name) == getattr(recipe, name)
 
 

@@ -8,8 +8,9 @@ from tests.jobs.training.conftest import RecordedRun
 
 def test_progress_names_last_and_best_checkpoint(recorded: RecordedRun) -> None:
     progress = recorded.folder.progress()
-    assert progress.keys() == {"epochs_done", "steps", "seconds", "best_mad", "last", "best"}
+    assert progress.keys() == {"epochs_done", "steps", "seconds", "best_mad", "batch", "last", "best"}
     assert (progress["epochs_done"], progress["steps"], progress["best_mad"]) == (2, 2, 1.0)
+    assert progress["batch"] == 8
     assert (progress["last"], progress["best"]) == ("epoch-00002", "epoch-00001")
     for name in ("epoch-00001", "epoch-00002", "best"):
         checkpoint.load_train_state(f"{recorded.folder.uri}/{name}")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from matting.nn import steps
 from matting.nn.metrics import image_metrics
 from matting.nn.schedule import Budget
 from matting.nn.steps import NonFiniteLoss
-from matting.nn.trainer import Score, Trainer, TrainingConfig, mean_scores
+from matting.nn.trainer import Score, Trainer, TrainingConfig, mean_scores, scale_to_batch
+from matting.nn.unet import UNet, UNetConfig
 from tests.support.training import SIZE, new_trainer, person_batch
 
 
@@ -231,7 +233,43 @@ def test_mean_scores_average_over_images() -> None:
     assert mean_scores([Score("a", 1, 2, 0.5), Score("b", 3, 6, 1)]) == {"n": 2, "mad": 2, "mse": 4, "iou": 0.75}
 
 
-OUT_OF_RANGE = {"augment_size": 0, "half_res_fraction": 1.5, "augment_fraction": -0.1, "ema_decay": 1.1}
+RECIPE = TrainingConfig(recipe_batch=16, learning_rate=2e-3, betas=(0.9, 0.99), weight_decay=0.5, ema_decay=0.998)
+
+
+def test_four_times_the_batch_trains_each_sample_as_much() -> None:
+    scaled = scale_to_batch(RECIPE, 64)
+    assert (scaled.learning_rate, scaled.weight_decay) == pytest.approx((4e-3, 1.0))
+    assert scaled.betas == pytest.approx((0.9, 0.96))
+    assert scaled.ema_decay == pytest.approx(0.998**4)
+    # Over four batches of the recipe, kernels shrink as much as in one of the larger steps.
+    small, large = (1 - config.learning_rate * config.weight_decay for config in (RECIPE, scaled))
+    assert large == pytest.approx(small**4, abs=1e-5)
+
+
+def test_scaling_keeps_what_it_should() -> None:
+    for recipe in (RECIPE, TrainingConfig(), TrainingConfig(betas=(0.9, 0.5))):
+        assert scale_to_batch(recipe, recipe.recipe_batch) == recipe  # exactly: runs on CPUs are those of the recipe
+    for samples in (16 * 10, 16 * 1000):
+        assert scale_to_batch(RECIPE, samples).betas == (0.9, pytest.approx(0.9))
+    assert scale_to_batch(replace(RECIPE, ema_decay=0.0), 8).ema_decay == 0.0
+
+
+def test_a_resumed_trainer_follows_its_own_batch() -> None:
+    torch.manual_seed(0)
+    first, second = (Trainer(UNet(UNetConfig(width=4)), RECIPE, torch.device("cpu"), None, batch) for batch in (16, 64))
+    second.resume(first.model.state_dict(), first.state())
+    kernels, others = second.state()["optimizer"]["param_groups"]
+    assert (kernels["weight_decay"], others["weight_decay"]) == (1.0, 0.0)
+    assert kernels["betas"] == others["betas"] == pytest.approx((0.9, 0.96))
+
+
+OUT_OF_RANGE = {
+    "recipe_batch": 0,
+    "augment_size": 0,
+    "half_res_fraction": 1.5,
+    "augment_fraction": -0.1,
+    "ema_decay": 1.1,
+}
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE.items())
