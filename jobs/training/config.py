@@ -33,6 +33,7 @@ CHANGEABLE = {
     "minutes",
     "workers",
     "device",
+    "compile",
     "cache",
     "max_unpaired_fraction",
     "max_rejected_fraction",

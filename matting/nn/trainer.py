@@ -7,8 +7,8 @@ A batch is a dict of numpy arrays: ``key`` (B strings), ``image`` uint8 (B, H, W
 
 A step does not wait for the device: the host looks at losses only now and then; see :mod:`matting.nn.steps`.
 
-Where a torch.distributed process group exists, training is data-parallel: gradients are averaged, BatchNorm is
-synchronized, and sums over all workers are divided once. This module uses no Ray, no URIs and no files.
+Where a torch.distributed process group exists, training is data-parallel: gradients are averaged, BatchNorm of
+small batches is synchronized, and sums over all workers are divided once. This module uses no Ray and no files.
 """
 
 import math
@@ -27,6 +27,7 @@ from matting.nn.augment_draws import Randomness
 from matting.nn.batchnorm import synchronize_batchnorm
 from matting.nn.distributed import average_over_workers, gather_over_workers, rank, sum_over_workers, world_size
 from matting.nn.ema import MovingAverage
+from matting.nn.gradients import Compile, StepNetwork, set_gradients
 from matting.nn.losses import Reduction, cross_entropy, l1, laplacian, mse, rgba_target, weighted_sum
 from matting.nn.metrics import MetricSums, batch_metrics
 from matting.nn.precision import TrainingPrecision, autocast_dtype, to_device
@@ -35,6 +36,8 @@ from matting.nn.steps import Step, StepLog
 from matting.nn.unet import UNet, alpha_of
 
 Batch = Mapping[str, np.ndarray]
+
+ENOUGH_STATISTICS = 64  # images in a worker's batch from which its own BatchNorm statistics will do
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class TrainingConfig:
         laplacian: Weight of the absolute error of alpha over a Laplacian pyramid.
         augment_fraction: Fraction of the run, from its start, that augments images (geometry, color, background,
             quality); after it they are only flipped. From 0 to 1; with 0, images are never changed.
+        compile: Whether GPUs compile the network for each image size; "auto" does, where BatchNorm is not synchronized.
         precision: Number format of the convolutions; "auto" is bf16 where the hardware is faster with it, else fp32.
         seed: Random seed of the augmentation.
 
@@ -84,6 +88,7 @@ class TrainingConfig:
     cross_entropy: float = 0.0
     laplacian: float = 0.0
     augment_fraction: float = 0.0
+    compile: Compile = "auto"
     precision: TrainingPrecision = "auto"
     seed: int = 0
 
@@ -149,6 +154,7 @@ class Trainer:
         device: Device of this worker.
         backgrounds_NHWC: Photos without people, uint8, of the batches' size, for composites; or None.
         batch: Number of samples in this worker's steps, to which the config is scaled; by default it is used as it is.
+            From 64, BatchNorm is not synchronized over workers; its statistics are averaged before each validation.
 
     ``trainer.model`` is the network to validate and save: the trained one, or the moving average of its weights.
     """
@@ -174,8 +180,12 @@ class Trainer:
             self._backgrounds = to_device(backgrounds_NHWC, device).permute(0, 3, 1, 2)
         self._dtype = autocast_dtype(device, config.precision)
         self._unaveraged = model
-        if world_size() > 1:
+        self._is_synchronized = world_size() > 1 and (batch or 0) < ENOUGH_STATISTICS
+        if self._is_synchronized:
             synchronize_batchnorm(model, device)
+        # Synchronized BatchNorm talks to the other workers, who cannot wait for a compiler that gives up.
+        compiles = config.compile == "auto" and device.type == "cuda" and not self._is_synchronized
+        self._network = StepNetwork(model, "inductor" if compiles else None)
         self._ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.model = self._ema.model if self._ema else model
         kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -246,29 +256,18 @@ class Trainer:
         image, alpha = self._augment(*self._to_device(batch), randomness, progress)
         target = rgba_target(image, alpha)
         with self._autocast():
-            pred = self._unaveraged(image)
+            pred = self._network(image)
         squared = mse(pred, target, self.config.reduction)
         squares = squared.detach() * (target.numel() if self.config.reduction == "mean" else 1)
         skipped = log.add(batch["key"], squares, target[0].numel())
         loss = self._loss(squared, pred, alpha, progress)
-        self._set_gradients(loss)
+        set_gradients(loss, list(self._unaveraged.parameters()))
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(self.config.schedule, progress)
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler does: the fused step looks at it
         self._optimizer.step()
         if self._ema:
             self._ema.update(self.steps + log.added - 1)
-
-    def _set_gradients(self, loss: Tensor) -> None:
-        """Set the gradients of the mean loss over all workers; unlike ``backward``, without an operation for each."""
-        parameters = list(self._unaveraged.parameters())
-        gradients = [
-            gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True)
-        ]  # the fused optimizer needs them in the layout of the weights
-        average_over_workers(gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
 
     def _augment(self, image: Tensor, alpha: Tensor, randomness: Randomness, progress: float) -> tuple[Tensor, Tensor]:
         """Return image_BCHW and alpha_B1HW at the size and with the augmentation of this part of the run."""
@@ -307,6 +306,8 @@ class Trainer:
             One row per image of all workers, sorted by key; the same on every worker.
         """
         began = time.monotonic()
+        if not self._is_synchronized:
+            average_over_workers([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
         self.model.eval()
         scores: list[Score] = []
         with torch.inference_mode():

@@ -10,7 +10,8 @@ import torch
 
 from matting.nn.distributed import gather_over_workers, rank, sum_over_workers, world_size
 from matting.nn.steps import NonFiniteLoss
-from matting.nn.trainer import Trainer
+from matting.nn.trainer import Trainer, TrainingConfig
+from matting.nn.unet import UNet, UNetConfig
 from tests.support.training import new_trainer, noise_batches, person_batch
 from tests.support.workers import in_two_processes
 
@@ -31,8 +32,12 @@ def train_on_sixteen(trainer: Trainer, numbers: slice) -> dict[str, Any]:
     gradient = torch.cat([moments["exp_avg"].flatten() for moments in trainer.state()["optimizer"]["state"].values()])
     trainer.train_epoch(batches[1:], on_step=lambda step: losses.append(step.loss))
     weights = torch.cat([tensor.detach().flatten() for tensor in trainer.model.parameters()])
-    statistics = torch.cat([tensor.flatten() for name, tensor in trainer.model.named_buffers() if "running" in name])
-    return {"losses": losses, "gradient": gradient, "update": weights - start, "statistics": statistics}
+    return {
+        "losses": losses,
+        "gradient": gradient,
+        "update": weights - start,
+        "statistics": running_statistics(trainer),
+    }
 
 
 def half_of_sixteen(rank: int, folder: str) -> None:
@@ -40,6 +45,29 @@ def half_of_sixteen(rank: int, folder: str) -> None:
     for reduction in ("mean", "sum"):
         results[reduction] = train_on_sixteen(new_trainer(reduction=reduction), slice(8 * rank, 8 * rank + 8))
     torch.save(results, f"{folder}/{rank}.pt")
+
+
+def batch_of_sixty_four(rank: int, folder: str) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(UNet(UNetConfig(width=4)), TrainingConfig(precision="fp32"), torch.device("cpu"), batch=64)
+    trainer.train_epoch(noise_batches([range(8 * rank, 8 * rank + 8)] * 2))
+    own = running_statistics(trainer)
+    trainer.validate([])
+    kernels = torch.cat([tensor.detach().flatten() for tensor in trainer.model.parameters()])
+    torch.save({"own": own, "shared": running_statistics(trainer), "kernels": kernels}, f"{folder}/{rank}.pt")
+
+
+def running_statistics(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for name, tensor in trainer.model.named_buffers() if "running" in name])
+
+
+@pytest.mark.slow
+def test_large_batches_share_statistics_before_validation_only(tmp_path: Path) -> None:
+    one, other = in_two_processes(batch_of_sixty_four, tmp_path)
+    assert not torch.equal(one["own"], other["own"])
+    assert torch.equal(one["kernels"], other["kernels"])
+    for worker in (one, other):
+        torch.testing.assert_close(worker["shared"], (one["own"] + other["own"]) / 2)
 
 
 def relative_distance(found: Any, expected: Any) -> float:
