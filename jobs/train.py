@@ -1,8 +1,9 @@
 """Train the network: pairs in, a run folder out.
 
     1. options (jobs/training/config.py), keys and splits of the data (data.py)           driver
-    2. decode to uint8 at training size, kept in memory if it fits (decode.py, cache.py)  tasks of Ray Data
-    3. shuffled epochs, in equal shares (streams.py)                                      tasks -> workers
+    2. decode to uint8 at training size (decode.py): once, into the object store, if the
+       pairs fit (cache.py); else in every epoch (streams.py)                             Ray tasks
+    3. shuffled epochs, in equal shares, read ahead of the steps (cache.py, streams.py)   tasks -> workers
     4. batch -> augment -> network -> step; validate (worker.py, matting.nn.trainer)      workers
     5. after every epoch: checkpoint, metrics, events (recorder.py, run_folder.py)        first worker -> run folder
     6. page and summary, from the best checkpoint (report.py)                             driver
@@ -37,7 +38,7 @@ from jobs.common.console import SharedConsole
 from jobs.common.devices import require_gpus
 from jobs.common.mailbox import Mailbox
 from jobs.training.config import TrainConfig, presets
-from jobs.training.data import TrainingData, build_datasets, open_training_data
+from jobs.training.data import TrainingData, build_datasets, cache_pairs, open_training_data
 from jobs.training.decode import READ_CPUS, start_backgrounds
 from jobs.training.failures import MAX_REPEATS, FailureBudget, last_line
 from jobs.training.fine_tune import Start, load_start
@@ -120,9 +121,11 @@ def train(
         backgrounds = None
         if data.background_photos is not None:
             backgrounds = start_backgrounds(data.background_photos, options.size, mailbox)
+        cached = cache_pairs(data, folder.epochs_done(), mailbox, console, token)
         assignment = Assignment(
             options=options,
             data=data.facts(),
+            cached=cached,
             start=start,
             backgrounds=backgrounds,
             folder=folder,
@@ -133,7 +136,7 @@ def train(
             cluster_ready=time.time(),
             token=token,
         )
-        datasets = build_datasets(data, folder.epochs_done, mailbox, console, token)
+        datasets = {} if cached else build_datasets(data, folder.epochs_done, mailbox, token)
         failure = fit(assignment, datasets, scaling_config(options, use_gpu, in_driver), console)
         folder.write_suspicious(ray.get(mailbox.warnings.remote()))
     if failure:

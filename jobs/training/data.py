@@ -2,7 +2,8 @@
 
     open_training_data   options        -> TrainingData: keys, places and numbers of rows; nothing is fetched
     TrainingData.facts                  -> DataFacts: the few facts that travel to every worker
-    build_datasets       TrainingData   -> datasets of Ray Data for training and validation, cached if they fit
+    cache_pairs          TrainingData   -> decoded pairs in the object store, if they fit
+    build_datasets       TrainingData   -> datasets of Ray Data for training and validation, if they do not
 
 Knows no network, no workers and no run folder.
 """
@@ -18,10 +19,10 @@ import pyarrow as pa
 from jobs.common.config import ConfigError
 from jobs.common.console import SharedConsole
 from jobs.common.visibility import Token
-from jobs.training.cache import cache_fits, cache_rows
+from jobs.training.cache import CachedPairs, cache_fits
 from jobs.training.config import TrainConfig
 from jobs.training.decode import MailboxHandle, SeenRows
-from jobs.training.streams import epoch_dataset, epoch_order, ordered_dataset
+from jobs.training.streams import epoch_dataset, ordered_dataset
 from matting.data import backgrounds
 from matting.data.dataset import DataError, PairDataset, digest, open_dataset
 from matting.data.rows import Rows
@@ -105,42 +106,55 @@ def repeat_rows(options: TrainConfig, pairs: PairDataset) -> np.ndarray:
     return np.concatenate([np.flatnonzero(wanted > taken) for taken in range(max(counts))])
 
 
+def rows_of(data: TrainingData, token: Token | None) -> dict[str, Rows]:
+    """Return the rows of training and validation; with a token, only nodes that see the same files read them."""
+    rows: dict[str, Rows] = {split: data.pairs.splits[split] for split in ("train", "val")}
+    return {split: SeenRows(part, token) for split, part in rows.items()} if token else rows
+
+
+def cache_pairs(
+    data: TrainingData, epochs_done: int, mailbox: MailboxHandle, console: SharedConsole, token: Token | None = None
+) -> CachedPairs | None:
+    """Start to decode all pairs into the object store, if they may and do fit; else return None.
+
+    Args:
+        data: Training data.
+        epochs_done: Number of finished epochs. The rows that the next one reads first are decoded first.
+        mailbox: Receiver of the keys that cannot be decoded, and of the reasons.
+        console: Console on which to print whether decoded pairs are kept.
+        token: Proof that all nodes see the same files; None on a cluster of one machine.
+    """
+    options, rows = data.options, rows_of(data, token)
+    if options.cache == "off":
+        return None
+    fits, sentence = cache_fits(sum(map(len, rows.values())), options.size)
+    console.say(sentence)
+    if not fits:
+        return None
+    return CachedPairs.decode(
+        rows["train"], rows["val"], data.epoch_rows, options.seed, epochs_done, options.size, mailbox
+    )
+
+
 def build_datasets(
-    data: TrainingData,
-    epochs_done: Callable[[], int],
-    mailbox: MailboxHandle,
-    console: SharedConsole,
-    token: Token | None = None,
+    data: TrainingData, epochs_done: Callable[[], int], mailbox: MailboxHandle, token: Token | None = None
 ) -> dict[str, Any]:
-    """Build the datasets that workers read, and start to decode them into the cache if they fit.
+    """Build the datasets that workers read where pairs are decoded anew in every epoch.
 
     Args:
         data: Training data.
         epochs_done: Function that returns the number of finished epochs. Ray Train calls it, in any process, whenever
             it starts a group of workers, since these go on after the last checkpoint.
         mailbox: Receiver of the keys that cannot be decoded, and of the reasons.
-        console: Console on which to print whether decoded pairs are kept.
         token: Proof that all nodes see the same files; None on a cluster of one machine.
 
     Returns:
         Datasets by name, as Ray Train takes them: "train", a function that returns the dataset of the epochs to come,
         and "val".
     """
-    options, numbers = data.options, data.epoch_rows
-    rows: dict[str, Rows] = {split: data.pairs.splits[split] for split in ("train", "val")}
-    if token:
-        rows = {split: SeenRows(part, token) for split, part in rows.items()}
-    if options.cache == "auto":
-        fits, sentence = cache_fits(sum(map(len, rows.values())), options.size)
-        console.say(sentence)
-        if fits:
-            first_order = np.concatenate(epoch_order(numbers, options.seed, epochs_done()))
-            rows = {
-                "train": cache_rows(rows["train"], options.size, mailbox, first_order),
-                "val": cache_rows(rows["val"], options.size, mailbox),
-            }
+    options, rows = data.options, rows_of(data, token)
     return {
-        "train": partial(upcoming_epochs, options, rows["train"], numbers, epochs_done, mailbox),
+        "train": partial(upcoming_epochs, options, rows["train"], data.epoch_rows, epochs_done, mailbox),
         "val": ordered_dataset(rows["val"], options.size, mailbox),
     }
 

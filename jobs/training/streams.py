@@ -3,7 +3,8 @@
     epoch_dataset     rows, their numbers, seed   -> Dataset of which every execution is the next epoch
     ordered_dataset   rows                        -> Dataset of every row once, in order
     WorkerShards      these datasets              -> one shard for each worker
-    read_batches      shard of a worker           -> numpy batches for matting.nn.trainer
+    StreamedPairs     worker, batch               -> numpy batches for matting.nn.trainer
+    epoch_order       row numbers, seed, epoch    -> the order of an epoch, also of cached rows (jobs/training/cache.py)
 
 The rows of a dataset are key, image uint8 (S, S, 3) and alpha uint8 (S, S). The order of an epoch follows from the seed
 and the epoch's number alone, whether rows are cached or decoded anew. Pairs that cannot be decoded are left out.
@@ -20,7 +21,6 @@ from ray.data import DataIterator, Dataset, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from jobs.training.cache import CachedRows
 from jobs.training.decode import READ_CPUS, TASK_ROWS, MailboxHandle, decode_columns
 from matting.data.rows import Rows
 
@@ -41,7 +41,8 @@ def epoch_dataset(
         epochs_done: Number of epochs that are finished.
         mailbox: Receiver of the keys that cannot be decoded, and of the reasons.
     """
-    return open_source(PairSource(rows, size, mailbox, partial(epoch_order, numbers, seed), epochs_done))
+    order = partial(epoch_order, numbers, seed, random_access=rows.random_access)
+    return open_source(PairSource(rows, size, mailbox, order, epochs_done))
 
 
 def ordered_dataset(rows: Rows, size: int, mailbox: MailboxHandle) -> Dataset:
@@ -101,18 +102,54 @@ def read_batches(shard: DataIterator, batch_size: int) -> Iterator[dict[str, np.
     return iter(shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2))
 
 
-def epoch_order(numbers: np.ndarray, seed: int, epochs_done: int) -> list[np.ndarray]:
+class StreamedPairs:
+    """Pairs that are decoded anew in every epoch, as the workers read them from their shards."""
+
+    def __init__(self) -> None:
+        self._train = ray.train.get_dataset_shard("train")
+        self._val: DataIterator | None = None
+
+    def train_batches(self, epochs_done: int, batch: int, pin: bool) -> Iterator[dict[str, np.ndarray]]:  # noqa: ARG002 - as CachedPairs
+        """Return the batches of this worker's equal share of the next epoch."""
+        return read_batches(self._train, batch)
+
+    def val_batches(self, batch: int, pin: bool) -> Iterator[dict[str, np.ndarray]]:  # noqa: ARG002 - as CachedPairs
+        """Return the batches of this worker's share of the validation rows."""
+        # Opened only now: it may start a process, and the first training batch need not wait for that.
+        self._val = self._val or ray.train.get_dataset_shard("val")
+        return read_batches(self._val, batch)
+
+
+def epoch_order(numbers: np.ndarray, seed: int, epochs_done: int, random_access: bool) -> list[np.ndarray]:
     """Return the shuffled row numbers of the epoch after ``epochs_done`` epochs, as mixes of at most ``MIX_ROWS``.
 
     Chunks of neighbouring rows are shuffled, then the rows of ``MIX_ROWS // CHUNK_ROWS`` chunks among each other. That
     is as good as a full shuffle for datasets of a few thousand rows, and bounded in memory for any.
+
+    Args:
+        numbers: Row numbers; a number may occur several times.
+        seed: Random seed.
+        epochs_done: Number of epochs that are finished.
+        random_access: Whether rows from all over the dataset are read as fast as neighbours. Neighbours are then those
+            of the first epoch: in this order its rows are decoded, so that later mixes find them in few cached blocks.
     """
+    if random_access and epochs_done:
+        numbers = order_of_passes(numbers, np.concatenate(epoch_order(numbers, seed, 0, random_access)))
     generator = np.random.default_rng([seed, epochs_done])
     chunks = np.split(numbers, np.arange(CHUNK_ROWS, len(numbers), CHUNK_ROWS))
     shuffled = [chunks[chunk] for chunk in generator.permutation(len(chunks))]
     per_mix = MIX_ROWS // CHUNK_ROWS
     mixes = [np.concatenate(shuffled[start : start + per_mix]) for start in range(0, len(shuffled), per_mix)]
     return [generator.permutation(mix) for mix in mixes]
+
+
+def order_of_passes(numbers: np.ndarray, first_epoch: np.ndarray) -> np.ndarray:
+    """Return the numbers pass by pass, so that each pass has a number once, in the order of their first occurrence."""
+    seen, firsts = np.unique(first_epoch, return_index=True)
+    by_number = np.sort(numbers)
+    starts = np.searchsorted(by_number, by_number)
+    passes = np.arange(len(by_number)) - starts
+    return by_number[np.lexsort((firsts[np.searchsorted(seen, by_number)], passes))]
 
 
 class PairSource(Datasource):
@@ -157,13 +194,9 @@ class PairSource(Datasource):
         # test_every_epoch_has_its_own_order fails.
         execution = data_context._execution_idx if data_context else 0
         mixes = [np.arange(len(self._rows))] if self._order is None else self._order(self._epochs_done + execution)
-        # Smaller tasks would fetch the same row groups or cached blocks as other tasks of their mix.
+        # Smaller tasks would fetch the same row groups as other tasks of their mix.
         task_rows = TASK_ROWS if self._order is None or self._rows.random_access else MIX_ROWS
         tasks = [mix[start : start + task_rows] for mix in mixes for start in range(0, len(mix), task_rows)]
-        if execution == 0 and isinstance(self._rows, CachedRows) and self._rows.starts_early:
-            # Small tasks first, so that the first batch does not wait until its whole mix is decoded. Two of them, as
-            # Ray Data hands out a block only when it has the next one.
-            tasks[:1] = [part for part in np.split(tasks[0], (TASK_ROWS, 2 * TASK_ROWS)) if len(part)]
         return [self._task(indices, per_task_row_limit) for indices in tasks]
 
     def _task(self, indices: np.ndarray, row_limit: int | None) -> ReadTask:

@@ -7,31 +7,31 @@ validates its starting weights as epoch 0, so that the best checkpoint may be th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import ray
-import ray.data
 import ray.train
 import torch
 
 from jobs.common.devices import promised_gpu
 from jobs.common.machine import usable_cores
 from jobs.common.visibility import Token, require_visible
+from jobs.training.cache import CachedPairs
 from jobs.training.config import TrainConfig
 from jobs.training.data import DataFacts
 from jobs.training.decode import MailboxHandle
 from jobs.training.fine_tune import Start
 from jobs.training.recorder import Recorder
 from jobs.training.run_folder import RunFolder
-from jobs.training.streams import read_batches
+from jobs.training.streams import StreamedPairs
 from matting.data.dataset import too_many_rejected
 from matting.messages import first_few
 from matting.nn import checkpoint
 from matting.nn.distributed import gather_over_workers, world_size
 from matting.nn.steps import NonFiniteLoss
-from matting.nn.trainer import Epoch, Score, Trainer, mean_scores
+from matting.nn.trainer import Batch, Epoch, Score, Trainer, mean_scores
 from matting.nn.unet import UNet
 from matting.storage.lease import LeaseLostError
 from matting.storage.uri import join_uri
@@ -43,6 +43,7 @@ class Assignment:
 
     options: TrainConfig
     data: DataFacts
+    cached: CachedPairs | None  # decoded pairs; None to decode them in every epoch
     start: Start | None  # checkpoint to fine-tune; None for random initial weights
     backgrounds: "Sequence[ray.ObjectRef[np.ndarray]] | None"  # decoded photos without people, uint8 (N, S, S, 3) each
     folder: RunFolder
@@ -87,20 +88,23 @@ def train_epochs(assignment: Assignment, trainer: Trainer, recorder: Recorder | 
     """Train and validate until the run is finished. Return why it failed and would fail again, or nothing."""
     options = assignment.options
     budget = options.budget(assignment.data.epoch_samples)
-    train_shard, val_shard = ray.train.get_dataset_shard("train"), None
+    pairs = assignment.cached or StreamedPairs()
     if assignment.start and math.isinf(trainer.best_mad):
-        val_shard = ray.train.get_dataset_shard("val")
-        if failure := validate_epoch(assignment, trainer, recorder, val_shard, None):
+        val_batches = pairs.val_batches(assignment.batch, assignment.use_gpu)
+        if failure := validate_epoch(assignment, trainer, recorder, val_batches, None):
             return failure
+    batches = pairs.train_batches(trainer.epochs_done, assignment.batch, assignment.use_gpu)
     while not budget.finished(trainer.epochs_done, trainer.seconds):
-        batches = read_batches(train_shard, assignment.batch)
         try:
             epoch = trainer.train_epoch(batches, budget, recorder.record_step if recorder else None)
         except NonFiniteLoss as error:
             return str(error)
-        # Opened only now: it may start a process, and the first batch need not wait for that.
-        val_shard = val_shard or ray.train.get_dataset_shard("val")
-        if failure := validate_epoch(assignment, trainer, recorder, val_shard, epoch):
+        except torch.OutOfMemoryError as error:
+            reason = f"Steps of {assignment.batch} pairs need more memory than the GPU has: give a smaller --batch."
+            raise MemoryError(f"{reason} {error}") from error
+        val_batches = pairs.val_batches(assignment.batch, assignment.use_gpu)
+        batches = pairs.train_batches(trainer.epochs_done, assignment.batch, assignment.use_gpu)  # ready by then
+        if failure := validate_epoch(assignment, trainer, recorder, val_batches, epoch):
             return failure
     return ""
 
@@ -109,15 +113,22 @@ def validate_epoch(
     assignment: Assignment,
     trainer: Trainer,
     recorder: Recorder | None,
-    val_shard: ray.data.DataIterator,
+    batches: Iterator[Batch],
     epoch: Epoch | None,
 ) -> str:
     """Validate and record an epoch, or with None the weights that a fine-tuning begins with.
 
+    Args:
+        assignment: The worker's assignment.
+        trainer: Trainer of the epoch.
+        recorder: Recorder of the first worker.
+        batches: This worker's validation batches.
+        epoch: Result of the training epoch.
+
     Returns:
         Reason why the run failed and would fail again, or nothing.
     """
-    scores = trainer.validate(read_batches(val_shard, assignment.batch))
+    scores = trainer.validate(batches)
     if epoch is None:
         trainer.seconds = 0.0  # else the schedule, which follows the time, would skip its warm-up
     # The first worker's view, as training pairs may still be decoded while the starting weights are validated.
@@ -154,6 +165,7 @@ def restore_trainer(assignment: Assignment, backgrounds_NHWC: np.ndarray | None)
     if assignment.start:
         model.load_state_dict(assignment.start.weights)  # of which the trainer's moving average begins as a copy
     device = promised_gpu() if assignment.use_gpu else torch.device("cpu")
+    torch.backends.cudnn.benchmark = True  # a run has few image sizes, so it pays to try the kernels for each
     training = assignment.options.training()
     trainer = assignment.trainer_class(model, training, device, backgrounds_NHWC, assignment.batch)
     # The first worker's view, as a shared file system may still show an older file to some of them.

@@ -29,7 +29,9 @@ class StepNetwork:
     def __init__(self, model: nn.Module, backend: str | Callable[..., Any] | None) -> None:
         self._model = model
         # Not dynamic: a size that changes twice in a run is worth kernels of its own.
-        self._compiled = torch.compile(model, backend=backend, dynamic=False) if backend else None
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if backend:
+            self._compiled = torch.compile(model, backend=backend, dynamic=False)
         self._batch: int | None = None
         self._shapes: set[torch.Size] = set()  # that are compiled
 
@@ -39,8 +41,9 @@ class StepNetwork:
         is_whole = len(image_BCHW) == self._batch
         if self._compiled is not None and is_whole and image_BCHW.shape not in self._shapes:
             self._compile(self._compiled, image_BCHW)
-        is_compiled = self._compiled is not None and image_BCHW.shape in self._shapes
-        pred: Tensor = (self._compiled if is_compiled else self._model)(image_BCHW)
+        if self._compiled is not None and image_BCHW.shape in self._shapes:
+            return self._compiled(image_BCHW)
+        pred: Tensor = self._model(image_BCHW)
         return pred
 
     def _compile(self, network: Callable[[Tensor], Tensor], image_BCHW: Tensor) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import ray
 
 from jobs.common.mailbox import Mailbox
 from jobs.training import streams
-from jobs.training.cache import cache_rows
+from jobs.training.cache import CachedPairs
 from matting.data.dataset import PairOptions, open_dataset
 from matting.data.rows import Rows
 from tests.support.drawing import write_folders
@@ -46,7 +47,8 @@ def read_epochs(dataset: ray.data.Dataset, count: int, batch: int = 8) -> Iterat
 def expected_keys(rows: Rows, epochs_done: int) -> list[str]:
     """Return the keys of an epoch of all rows, in order."""
     keys = [example.key for example in rows.examples(8)]
-    return [keys[number] for number in np.concatenate(streams.epoch_order(np.arange(len(rows)), 0, epochs_done))]
+    mixes = streams.epoch_order(np.arange(len(rows)), 0, epochs_done, rows.random_access)
+    return [keys[number] for number in np.concatenate(mixes)]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -100,6 +102,13 @@ def test_ordered_dataset_has_the_examples(rows: Rows) -> None:
         np.testing.assert_array_equal(batch["alpha"][number], example.alpha)
 
 
+def read_cached(rows: Rows, mailbox: Any) -> Iterator[list[str]]:
+    """Yield the keys of two epochs, as a single worker takes them from the cache."""
+    pairs = CachedPairs.decode(rows, rows, np.arange(len(rows)), 0, 0, SIZE, mailbox)
+    for epochs_done in range(2):
+        yield [key for batch in pairs.train_batches(epochs_done, 8, pin=False) for key in batch["key"]]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("cached", [False, True])
 def test_bad_pairs_are_left_out_and_named(tmp_path: Path, cached: bool) -> None:
@@ -108,9 +117,8 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, cached: bool) -> None:
     (tmp_path / "mattes/person-011.png").write_bytes(b"<html>not found</html>")
     rows = open_dataset(str(tmp_path), PairOptions()).splits["train"]
     mailbox = Mailbox.remote()
-    source = cache_rows(rows, SIZE, mailbox) if cached else rows
-    dataset = streams.epoch_dataset(source, np.arange(len(rows)), SIZE, 0, 0, mailbox)
-    epochs = list(read_epochs(dataset, 2))
+    dataset = streams.epoch_dataset(rows, np.arange(len(rows)), SIZE, 0, 0, mailbox)
+    epochs = list(read_cached(rows, mailbox) if cached else read_epochs(dataset, 2))
     reasons = ray.get(mailbox.rejected.remote())
     assert set(reasons) <= {"images/person-003.png", "images/person-011.png"}
     assert reasons
@@ -120,9 +128,10 @@ def test_bad_pairs_are_left_out_and_named(tmp_path: Path, cached: bool) -> None:
         assert not set(keys) & set(reasons)
 
 
-def test_order_follows_from_seed_and_epoch() -> None:
+@pytest.mark.parametrize("random_access", [False, True])
+def test_order_follows_from_seed_and_epoch(random_access: bool) -> None:
     def order(seed: int, epochs_done: int) -> list[int]:
-        return np.concatenate(streams.epoch_order(np.arange(200), seed, epochs_done)).tolist()
+        return np.concatenate(streams.epoch_order(np.arange(200), seed, epochs_done, random_access)).tolist()
 
     orders = [order(0, 0), order(0, 1), order(0, 2), order(1, 0)]
     assert all(sorted(each) == list(range(200)) for each in orders)
@@ -131,7 +140,7 @@ def test_order_follows_from_seed_and_epoch() -> None:
 
 
 def test_a_mix_shuffles_whole_chunks() -> None:
-    mixes = streams.epoch_order(np.arange(5000), 0, 0)
+    mixes = streams.epoch_order(np.arange(5000), 0, 0, random_access=False)
     assert max(len(mix) for mix in mixes) == streams.MIX_ROWS
     assert sorted(np.concatenate(mixes)) == list(range(5000))
     chunks = {index // streams.CHUNK_ROWS for index in mixes[0]}

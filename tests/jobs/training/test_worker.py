@@ -1,10 +1,14 @@
-"""The judgement of a training worker on the data of an epoch."""
+"""A training worker: its judgement on the data of an epoch, and a batch that is too large."""
 
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
 
 from jobs.training.config import TrainConfig
 from jobs.training.data import DataFacts
-from jobs.training.worker import data_failure
+from jobs.training.worker import data_failure, train_epochs
 from matting.nn.trainer import Epoch, Score
 
 EPOCH = Epoch(loss=0.5, steps=10, samples=80, seconds=1.0, waiting=0.0)
@@ -39,3 +43,14 @@ def test_starting_weights_need_no_training_pairs_yet() -> None:
 def test_a_missing_validation_pair_is_named() -> None:
     failure = data_failure(ASSIGNMENT, EPOCH, scores("b"), {})
     assert failure == "Validation missed 1 of 2 pairs that were not rejected: a."
+
+
+def test_a_batch_that_the_gpu_cannot_hold_names_the_option() -> None:
+    def train_epoch(*_: Any) -> Epoch:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pairs = SimpleNamespace(train_batches=lambda *_: iter(()))
+    assignment = SimpleNamespace(options=TrainConfig(), data=FACTS, cached=pairs, start=None, batch=512, use_gpu=True)
+    trainer = SimpleNamespace(epochs_done=0, seconds=0.0, train_epoch=train_epoch)
+    with pytest.raises(MemoryError, match=r"Steps of 512 pairs .*: give a smaller --batch\. CUDA out of memory"):
+        train_epochs(assignment, trainer, None)
