@@ -175,4 +175,4 @@ def test_only_the_program_is_sent(runtime_env: dict[str, Any], tmp_path: Path) -
         names = {name for name in sent.namelist() if not name.endswith("/")}
     assert {"jobs/train.py", "jobs/configs/baseline.yaml", "matting/results/templates/report.html.j2"} <= names
     assert not {name.partition("/")[0] for name in names} & {"tests", "infra", ".git", "runs", "README.md"}
-    assert (tmp_path / "sent.zip").stat().st_size < 1_000_000  # no data, no caches
+    assert (tmp_path / "sent.zip").stat().st_size < 2_000_000  # no data, no caches
