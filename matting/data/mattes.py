@@ -53,6 +53,8 @@ AS_STORED = MatteReading()
 def read_matte(key: str, matte_uri: str, max_bytes: int) -> bytes:
     """Return the bytes of a photo's matte, or of its cutout where the table has no matte.
 
+    A process keeps the two tables that it read last, and does not see later changes of them.
+
     Args:
         key: Key of the photo, which names its row in a table.
         matte_uri: URI of the matte's file, or of a table (.parquet).
